@@ -1,0 +1,51 @@
+//! What core asks for: one ordered list per input, carried out in order by the driver.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Event, IfIndex};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// Put kernel programs and settings on a port; answered by [`crate::Input::Attached`] or [`crate::Input::Failed`].
+    Attach(IfIndex, String),
+    /// Make the segment's routes (one table, its ports in this order of preference) and rules (one per subnet).
+    Steer {
+        /// Name of the segment.
+        segment: String,
+        /// Ports to route by, most preferred first; those without carrier are skipped by the kernel.
+        ports: Vec<IfIndex>,
+    },
+    /// Record this node as the owner; answered by [`crate::Input::Owned`].
+    Take(String),
+    /// Set or clear the serving mark of a virtual server, under this incarnation.
+    Mark {
+        /// Name of the virtual server.
+        server: String,
+        /// The incarnation its owner record carries; `None`: clear.
+        incarnation: Option<u64>,
+    },
+    /// Tell the kernel programs which port the address is bound to: from now on only that port answers ARP and ND
+    /// for it, and its replies leave there. `None`: no port.
+    Permit {
+        /// The virtual IP.
+        address: IpAddr,
+        /// Its virtual server.
+        server: String,
+        /// The port.
+        port: Option<IfIndex>,
+    },
+    /// Remove the address from the kernel programs' maps: it is no longer a virtual IP.
+    Forget(IpAddr),
+    /// Configure the address (/32 or /128, no prefix route, no duplicate-address detection, Baton's mark).
+    AddAddress(IfIndex, IpAddr),
+    /// Remove the address that Baton configured; it is no error if it is gone.
+    RemoveAddress(IfIndex, IpAddr),
+    /// Send gratuitous ARP (request and reply form) or an unsolicited neighbour advertisement (override).
+    Announce(IfIndex, IpAddr),
+    /// Tell the administrator; also the time line of a failover.
+    Event(Event),
+}

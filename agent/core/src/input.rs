@@ -1,0 +1,128 @@
+//! What core is told. Every value is a validated fact that an I/O task took from the kernel, the store or a user;
+//! the driver stamps it with the time and records it, so that a log of inputs replays bit for bit.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Config, Effect};
+
+/// Kernel index of a network interface; never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct IfIndex(pub u32);
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// The first input of an agent's life: configuration, and all that the kernel and the store hold now.
+    Start(Box<Start>),
+    /// An interface is new or has changed (RTM_NEWLINK).
+    Link(Link),
+    /// An interface is gone (RTM_DELLINK).
+    LinkGone(IfIndex),
+    /// Carrier as read from the attribute of the interface. The event may come a second later.
+    Carrier(IfIndex, bool),
+    /// An address was configured on an interface (RTM_NEWADDR).
+    AddressAdded(Assigned),
+    /// An address was removed from an interface (RTM_DELADDR).
+    AddressRemoved(IfIndex, IpAddr),
+    /// A routing rule or a route of ours was removed by somebody else: this segment's steering must be renewed.
+    SteeringLost(String),
+    /// The kernel dropped notifications: this is a complete new reading of links and addresses.
+    Resync(Found),
+    /// A foreign host claims an address that we serve.
+    Claim(Claim),
+    /// Kernel programs and settings of a port are in place ([`Effect::Attach`] done).
+    Attached(IfIndex, Attachment),
+    /// Measured bytes per second of each virtual IP, both directions together, averaged by the sampler.
+    Rates(BTreeMap<IpAddr, u64>),
+    /// The store holds our own write: this node owns the virtual server (lease.md, rule R6).
+    Owned(String, Owner),
+    /// An effect could not be carried out; the rest of its list was.
+    Failed(Box<Effect>, String),
+    /// The deadline that core asked for has come.
+    Wake,
+}
+
+/// Content of [`Input::Start`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The validated configuration.
+    pub config: Config,
+    /// This node's incarnation.
+    pub incarnation: u64,
+    /// What the kernel holds.
+    pub found: Found,
+    /// Where an earlier agent of this boot left each virtual IP: the pinned map's view. Adopted where it is still right.
+    pub bound: BTreeMap<IpAddr, IfIndex>,
+}
+
+/// A complete reading of the kernel's links and of the addresses that matter: those of ours and those equal to a virtual IP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// All addresses that carry Baton's mark, and all that equal a configured virtual IP.
+    pub addresses: Vec<Assigned>,
+}
+
+/// State of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its index.
+    pub ifindex: IfIndex,
+    /// Its name.
+    pub name: String,
+    /// Administratively up (IFF_UP).
+    pub up: bool,
+    /// Carrier (IFF_LOWER_UP).
+    pub carrier: bool,
+    /// Its MAC address; all zero where it has none of six bytes.
+    pub mac: [u8; 6],
+}
+
+/// An address on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assigned {
+    /// On which interface.
+    pub ifindex: IfIndex,
+    /// Which address.
+    pub address: IpAddr,
+    /// It carries Baton's mark (IFA_PROTO): an agent of this node made it.
+    pub ours: bool,
+}
+
+/// A foreign host's claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The virtual IP.
+    pub address: IpAddr,
+    /// Where it was heard.
+    pub ifindex: IfIndex,
+    /// Who claims it.
+    pub mac: [u8; 6],
+}
+
+/// How the kernel programs sit on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attachment {
+    /// XDP in the driver, TC for what is sent.
+    Native,
+    /// XDP in the generic path: the driver refused it. Received packets are counted by TC.
+    Generic,
+    /// No XDP at all: received packets are counted and judged by TC ingress only.
+    TcOnly,
+}
+
+/// An owner record, as written by this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Incarnation in the record.
+    pub incarnation: u64,
+    /// How often ownership has changed hands, this take included.
+    pub epoch: u64,
+}

@@ -1,0 +1,21 @@
+//! Every decision of Baton, as pure code.
+//!
+//! [`Machine`] takes one [`Input`] at a time with the time it happened at, changes its state, and returns one ordered
+//! list of [`Effect`]s; [`Machine::deadline`] says when it wants to be woken. It reads no clock, no randomness and no
+//! environment, and iterates over nothing unordered: the same inputs give the same effects, bit for bit.
+//!
+//! This crate must not do input or output of any kind.
+
+pub mod config;
+mod effect;
+mod event;
+mod input;
+mod snapshot;
+mod time;
+
+pub use config::Config;
+pub use effect::Effect;
+pub use event::{Event, EventKind, FailoverKind, Rebinding};
+pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Start};
+pub use snapshot::{AddressView, ConflictView, NodeView, PortState, PortView, ServerView, Snapshot};
+pub use time::Time;

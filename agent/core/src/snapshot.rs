@@ -1,0 +1,145 @@
+//! The published view of the machine: what `baton status --json` and `/status.json` show. Nothing flows back from it.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Attachment;
+
+/// The whole view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Name of this node.
+    pub node: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Name of the master: without a cluster, this node.
+    pub master: Option<String>,
+    /// A majority of the cluster is connected; without a cluster always.
+    pub quorum: bool,
+    /// What is left of the lease, in milliseconds; `None`: endless.
+    pub lease_ms: Option<u64>,
+    /// Every node.
+    pub nodes: Vec<NodeView>,
+    /// Every configured port of this node.
+    pub ports: Vec<PortView>,
+    /// Every virtual server.
+    pub virtual_servers: Vec<ServerView>,
+    /// Virtual IPs that an interface or a host outside Baton's care also holds.
+    pub conflicts: Vec<ConflictView>,
+    /// Failovers and moves in this agent's life.
+    pub failovers: u64,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// `up`, `draining`, `dead` or `unknown`.
+    pub state: String,
+    /// 0 to 1 of capacity.
+    pub load: f64,
+}
+
+/// State of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// Usable.
+    Good,
+    /// No carrier, administratively down, or no such interface.
+    #[default]
+    Down,
+    /// Carrier, but nothing comes through.
+    Silent,
+    /// Loss or error rate above the limit.
+    Degraded,
+    /// Back, but inside its hold-down.
+    Held,
+}
+
+impl PortState {
+    /// All states, in the order of the metrics.
+    pub const ALL: [PortState; 5] =
+        [PortState::Good, PortState::Down, PortState::Silent, PortState::Degraded, PortState::Held];
+
+    /// The word used in status, metrics and events.
+    pub fn word(self) -> &'static str {
+        match self {
+            PortState::Good => "good",
+            PortState::Down => "down",
+            PortState::Silent => "silent",
+            PortState::Degraded => "degraded",
+            PortState::Held => "held",
+        }
+    }
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Interface name.
+    pub interface: String,
+    /// Segment name.
+    pub segment: String,
+    /// Its verdict.
+    pub state: PortState,
+    /// Does it have carrier?
+    pub carrier: bool,
+    /// Does the interface exist?
+    pub present: bool,
+    /// How the kernel programs sit on it; `None`: not (yet).
+    pub attachment: Option<Attachment>,
+    /// Milliseconds of hold-down left, for a held port.
+    pub held_ms: Option<u64>,
+    /// Failures that the hold-down still remembers.
+    pub flaps: u32,
+    /// Virtual IPs bound to it.
+    pub addresses: usize,
+    /// Bytes per second of the virtual IPs bound to it, both directions.
+    pub rate: u64,
+}
+
+/// A virtual server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// Name.
+    pub name: String,
+    /// Node that owns it.
+    pub owner: Option<String>,
+    /// `serving`, `starting`, `stopping`, `stopped` or `failed`.
+    pub state: String,
+    /// Epoch of its owner record.
+    pub epoch: u64,
+    /// 0 to 1 of capacity.
+    pub load: f64,
+    /// Its priority.
+    pub priority: u32,
+    /// Bytes per second, both directions.
+    pub rate: u64,
+    /// Its addresses.
+    pub addresses: Vec<AddressView>,
+}
+
+/// A virtual IP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddressView {
+    /// The address.
+    pub address: IpAddr,
+    /// The port it is bound to.
+    pub port: Option<String>,
+    /// Bytes per second, both directions.
+    pub rate: u64,
+}
+
+/// A virtual IP that somebody else also holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConflictView {
+    /// The virtual IP.
+    pub address: IpAddr,
+    /// Interface where it is configured too, or was claimed on.
+    pub interface: String,
+    /// MAC address of the foreign host; `None`: an interface of this node.
+    pub mac: Option<String>,
+}

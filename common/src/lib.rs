@@ -1,0 +1,43 @@
+//! Layouts that the kernel programs and the agent share: the values of every map and the records of the
+//! ring buffer, one file per map or record.
+//!
+//! Everything here is `no_std`, `#[repr(C)]`, built of fixed-width integers with explicit padding, and has
+//! its size asserted at compile time: aya does not check a pinned map's value size, so [`LAYOUT_VERSION`]
+//! names the pin directory and must change with any layout.
+#![no_std]
+#![warn(missing_docs)]
+
+mod claim;
+mod counters;
+mod lease;
+mod server;
+mod vip;
+
+pub use claim::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
+pub use counters::{Counters, Diagnostics};
+pub use lease::{LEASE_ENDLESS, Lease};
+pub use server::Server;
+pub use vip::Vip;
+
+/// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Most virtual IPs that one node can serve, both families together; also the number of counter slots.
+pub const MAX_VIPS: u32 = 16_384;
+
+/// Most virtual servers that one node can know.
+pub const MAX_SERVERS: u32 = 4_096;
+
+/// Most MAC addresses of own ports (an address that a port had before it changed stays for a while).
+pub const MAX_PORTS: u32 = 256;
+
+/// Implements `aya::Pod` and asserts the size of a layout.
+macro_rules! layout {
+    ($t:ty, $size:literal) => {
+        const _: () = assert!(core::mem::size_of::<$t>() == $size);
+        // SAFETY: repr(C), only fixed-width integers and arrays of them, no implicit padding (size asserted).
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $t {}
+    };
+}
+pub(crate) use layout;
