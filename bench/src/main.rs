@@ -1,1 +1,36 @@
-fn main(){}
+//! Baton's benchmarks: latency and throughput of Baton and of its peers, measured in the same run on the same topology.
+
+mod carrier;
+mod chart;
+mod floor_agent;
+mod html;
+mod load;
+mod node;
+mod port_failover;
+mod report;
+mod run;
+mod system;
+
+use clap::Parser;
+
+/// Benchmarks of Baton and its peers. They need root, and touch nothing outside network namespaces of their own.
+#[derive(Debug, Parser)]
+#[command(name = "baton-bench", version)]
+enum Command {
+    /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
+    PortFailover(port_failover::Arguments),
+    /// The floor's own process; started by `port-failover`.
+    #[command(hide = true)]
+    FloorAgent(floor_agent::Arguments),
+    /// Keeps a CPU busy until killed; started for `--load busy`.
+    #[command(hide = true)]
+    Spin,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::FloorAgent(arguments) => floor_agent::main(&arguments),
+        Command::Spin => load::spin(),
+    }
+}
