@@ -29,7 +29,7 @@ pub enum Input {
     /// An address was configured on an interface (RTM_NEWADDR).
     AddressAdded(Assigned),
     /// An address was removed from an interface (RTM_DELADDR).
-    AddressRemoved(IfIndex, IpAddr),
+    AddressRemoved(Assigned),
     /// A routing rule (no port) or a route (its port) of ours was removed by somebody else.
     SteeringLost {
         /// The segment whose table it was.

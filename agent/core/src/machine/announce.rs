@@ -97,8 +97,10 @@ impl Machine {
 
     pub(super) fn announce_due(&mut self) {
         for address in self.repeats.take(self.now) {
-            let usable = self.vips.get(&address).and_then(|v| v.port).is_some_and(|p| self.ports[p].rank() > 0);
-            if let Some(ifindex) = self.desired(address).filter(|_| usable) {
+            let usable =
+                self.vips.get(&address).and_then(|v| v.port).is_some_and(|p| self.ports[p].rank() > 0);
+            let there = |i: &IfIndex| self.assigned.contains(&(address, *i));
+            if let Some(ifindex) = self.desired(address).filter(|_| usable).filter(there) {
                 self.out.push(Effect::Announce(ifindex, address));
             }
         }

@@ -30,32 +30,24 @@ impl Machine {
     }
 
     /// A port is usable, or better than it was.
-    pub(super) fn port_improved(&mut self, p: usize) {
+    pub(super) fn port_improved(&mut self, p: usize, from: PortState) {
+        if from == PortState::Down {
+            self.complete(p);
+        }
         let segment = self.ports[p].segment.clone();
         let moves = self.better_ports(&segment);
-        if !moves.is_empty() {
-            self.carry_out(&segment, &moves, Reason::PortReturned);
-        }
-        self.steer(&segment);
-        self.complete(p);
+        self.carry_out(&segment, &moves, Reason::PortReturned);
         let spread = self.config.as_ref().and_then(|c| c.segments.iter().find(|s| s.name == segment));
         if self.ports[p].state == PortState::Good
             && spread.is_some_and(|s| s.port_failback == PortFailback::Spread)
         {
             let moves = self.evened_out(&segment);
-            if !moves.is_empty() {
-                self.carry_out(&segment, &moves, Reason::PortFailback);
-            }
+            self.carry_out(&segment, &moves, Reason::PortFailback);
         }
     }
 
-    /// Nothing new about a usable port, but its interface may have lost addresses or routes and be up again.
+    /// Nothing new about a port, but its interface may have come up or gone down: that changes what can be routed by.
     pub(super) fn port_unchanged(&mut self, p: usize) {
-        let segment = self.ports[p].segment.clone();
-        self.steer(&segment);
-    }
-
-    pub(super) fn steer_port(&mut self, p: usize) {
         let segment = self.ports[p].segment.clone();
         self.steer(&segment);
     }
@@ -67,13 +59,21 @@ impl Machine {
             let server = self.servers[index].name.clone();
             self.out.push(Effect::Mark { server, incarnation: Some(self.incarnation) });
         }
+        for segment in self.segments() {
+            let moves = self.better_ports(&segment);
+            self.bind(&segment, &moves);
+        }
+    }
+
+    /// Goes on serving what an earlier agent served: completes it, and moves it off ports that have failed meanwhile.
+    pub(super) fn serve_on(&mut self) {
         for p in 0..self.ports.len() {
             self.complete(p);
         }
         for segment in self.segments() {
             let moves = self.better_ports(&segment);
-            let reason = moves.iter().find_map(|(a, _)| self.vips[a].port).map(|p| self.ports[p].fault_now());
-            match reason {
+            let left = moves.iter().find_map(|(a, _)| self.vips[a].port);
+            match left.and_then(|p| self.ports[p].fault()) {
                 Some(reason) => self.carry_out(&segment, &moves, reason),
                 None => self.bind(&segment, &moves),
             }

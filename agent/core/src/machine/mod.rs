@@ -31,7 +31,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reason, Sample, Time,
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reason, Sample,
+    Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -58,6 +59,8 @@ pub struct Machine {
     assigned: BTreeSet<(IpAddr, IfIndex)>,
     /// Removals of ours whose notification is still to come; any other removal is somebody else's.
     removing: Vec<(IpAddr, IfIndex)>,
+    /// Addresses whose port the kernel programs could not be told.
+    unpermitted: BTreeSet<IpAddr>,
     /// Names of all interfaces, to speak of them in events.
     names: BTreeMap<IfIndex, String>,
     /// What was last asked for, by segment.
@@ -123,7 +126,7 @@ impl Machine {
             Input::LinkGone(ifindex) => self.link_gone(ifindex),
             Input::Carrier(ifindex, carrier) => self.carrier_read(ifindex, carrier),
             Input::AddressAdded(assigned) => self.address_added(assigned),
-            Input::AddressRemoved(ifindex, address) => self.address_removed(ifindex, address),
+            Input::AddressRemoved(assigned) => self.address_removed(assigned),
             Input::SteeringLost { segment, port } => self.steering_lost(&segment, port),
             Input::Resync(found) => self.resync(found),
             Input::Claim(claim) => self.claim(claim),
@@ -186,7 +189,7 @@ impl Machine {
             self.assigned.insert((a.address, a.ifindex));
             return;
         }
-        if !self.vips.contains_key(&a.address) || self.assigned.contains(&(a.address, a.ifindex)) {
+        if !self.vips.contains_key(&a.address) {
             return;
         }
         let known = |c: &Conflict| c.mac.is_none() && c.address == a.address && c.ifindex == a.ifindex;
@@ -198,16 +201,19 @@ impl Machine {
         }
     }
 
-    fn address_removed(&mut self, ifindex: IfIndex, address: IpAddr) {
-        if let Some(i) = self.removing.iter().position(|r| *r == (address, ifindex)) {
-            self.removing.swap_remove(i);
+    fn address_removed(&mut self, a: Assigned) {
+        let Assigned { ifindex, address, ours } = a;
+        if !ours {
+            let local = |c: &Conflict| c.mac.is_none() && c.address == address && c.ifindex == ifindex;
+            if let Some(i) = self.conflicts.iter().position(local) {
+                self.conflicts.remove(i);
+                let interface = self.interface(ifindex);
+                self.event(EventKind::AddressConflictOver { address, interface });
+            }
             return;
         }
-        let local = |c: &Conflict| c.mac.is_none() && c.address == address && c.ifindex == ifindex;
-        if let Some(i) = self.conflicts.iter().position(local) {
-            self.conflicts.remove(i);
-            let interface = self.interface(ifindex);
-            self.event(EventKind::AddressConflictOver { address, interface });
+        if let Some(i) = self.removing.iter().position(|r| *r == (address, ifindex)) {
+            self.removing.swap_remove(i);
             return;
         }
         if !self.assigned.remove(&(address, ifindex)) || self.desired(address) != Some(ifindex) {
@@ -241,7 +247,12 @@ impl Machine {
 
     fn claim(&mut self, claim: Claim) {
         let Claim { address, ifindex, mac } = claim;
-        let Some(port) = self.desired(address) else { return };
+        let Some(port) = self.desired(address).filter(|i| self.assigned.contains(&(address, *i))) else {
+            return;
+        };
+        if self.port_of(port).is_none_or(|p| self.ports[p].rank() == 0) {
+            return; // not answered for at present
+        }
         let now = self.now;
         let known = |c: &&mut Conflict| c.address == address && c.mac == Some(mac);
         match self.conflicts.iter_mut().find(known) {
@@ -274,13 +285,15 @@ impl Machine {
         self.event(EventKind::Resynced);
         let gone: Vec<IfIndex> =
             self.names.keys().copied().filter(|i| !found.links.iter().any(|l| l.ifindex == *i)).collect();
-        gone.into_iter().for_each(|i| self.link_gone(i));
-        found.links.into_iter().for_each(|l| self.link(l));
         self.removing.clear();
         let before = std::mem::take(&mut self.assigned);
         self.assigned = found.addresses.iter().filter(|a| a.ours).map(|a| (a.address, a.ifindex)).collect();
+        self.steered.clear();
+        gone.into_iter().for_each(|i| self.link_gone(i));
+        found.links.into_iter().for_each(|l| self.link(l));
         let local = |c: &Conflict| {
-            c.mac.is_some() || found.addresses.iter().any(|a| (a.address, a.ifindex) == (c.address, c.ifindex))
+            c.mac.is_some()
+                || found.addresses.iter().any(|a| (a.address, a.ifindex) == (c.address, c.ifindex))
         };
         self.conflicts.retain(local);
         found.addresses.iter().filter(|a| !a.ours).for_each(|a| self.address_added(*a));
@@ -298,15 +311,18 @@ impl Machine {
             }
         }
         self.remove_leftovers();
-        let steered = std::mem::take(&mut self.steered);
-        steered.into_keys().for_each(|s| self.steer(&s));
+        self.segments().iter().for_each(|s| self.steer(s));
     }
 
-    /// Removes every address of ours that isn't where it belongs. Returns how many.
-    fn remove_leftovers(&mut self) -> usize {
-        let wrong: Vec<_> = self.assigned.iter().copied().filter(|&(a, i)| self.desired(a) != Some(i)).collect();
+    /// Removes addresses of ours that aren't virtual IPs, and virtual IPs from where they aren't bound once they are
+    /// where they are.
+    fn remove_leftovers(&mut self) {
+        let left = |&(a, i): &(IpAddr, IfIndex)| match self.desired(a) {
+            Some(here) => here != i && self.assigned.contains(&(a, here)),
+            None => !self.vips.contains_key(&a),
+        };
+        let wrong: Vec<_> = self.assigned.iter().copied().filter(left).collect();
         wrong.iter().for_each(|&(a, i)| self.remove(a, i));
-        wrong.len()
     }
 
     fn owned(&mut self, name: &str, owner: Owner) {
@@ -340,9 +356,11 @@ impl Machine {
             Effect::Mark { server, incarnation: Some(_) } => {
                 self.servers.iter_mut().filter(|s| s.name == server).for_each(|s| s.marked = false);
             }
+            Effect::Permit { address, .. } => {
+                self.unpermitted.insert(address);
+            }
             Effect::Take(_)
             | Effect::Mark { .. }
-            | Effect::Permit { .. }
             | Effect::Forget(_)
             | Effect::Announce(..)
             | Effect::Event(_) => {}
@@ -364,6 +382,10 @@ impl Machine {
             } else if !self.servers[i].marked {
                 self.serve(i);
             }
+        }
+        for address in std::mem::take(&mut self.unpermitted) {
+            self.permit(address);
+            self.repeats.soon(self.now, address);
         }
         for address in self.vips.keys().copied().collect::<Vec<_>>() {
             let Some(ifindex) = self.desired(address) else { continue };

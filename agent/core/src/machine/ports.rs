@@ -73,7 +73,7 @@ impl Port {
     }
 
     /// Why the port can't be used; `None`: it can.
-    fn fault(&self) -> Option<Reason> {
+    pub fn fault(&self) -> Option<Reason> {
         match &self.link {
             None => Some(Reason::InterfaceGone),
             Some(l) if !l.up => Some(Reason::AdminDown),
@@ -81,11 +81,6 @@ impl Port {
             Some(_) if self.programs == Programs::Refused => Some(Reason::AttachFailed),
             Some(_) => None,
         }
-    }
-
-    /// Why addresses leave it now.
-    pub fn fault_now(&self) -> Reason {
-        self.fault().unwrap_or(Reason::PortReturned)
     }
 
     /// Higher is better; 0: unusable.
@@ -181,7 +176,7 @@ impl Machine {
             if self.ports[p].held_until().is_some_and(|t| t <= self.now) {
                 self.ports[p].state = PortState::Good;
                 self.ports[p].since = self.now;
-                self.port_improved(p);
+                self.port_improved(p, PortState::Held);
                 self.port_event(p, PortState::Held, None);
             }
         }
@@ -205,29 +200,24 @@ impl Machine {
                     self.ports[p].state = PortState::Held;
                     self.ports[p].until = self.now + hold;
                 }
-                self.port_improved(p);
+                self.port_improved(p, state);
                 self.port_event(p, state, None);
             }
-            (PortState::Down, Some(_)) => {
-                // Still down; but its routes may be gone with it, or it can take addresses again.
-                self.steer_port(p);
-            }
+            (PortState::Down, Some(_)) => self.port_unchanged(p),
             (PortState::Good | PortState::Held | PortState::Degraded | PortState::Silent, Some(reason)) => {
                 self.remember_failure(p, state);
                 self.ports[p].state = PortState::Down;
                 self.port_failed(p, reason);
                 self.port_event(p, state, Some(reason));
             }
-            (PortState::Good | PortState::Held | PortState::Degraded | PortState::Silent, None) => {
-                self.port_unchanged(p);
-            }
+            (PortState::Good | PortState::Held | PortState::Degraded | PortState::Silent, None) => {}
         }
     }
 
     fn timing(&self) -> (Duration, Duration) {
-        self.config.as_ref().map_or((Duration::ZERO, Duration::ZERO), |c| {
-            (c.timing.hold_down, c.timing.hold_down_max)
-        })
+        self.config
+            .as_ref()
+            .map_or((Duration::ZERO, Duration::ZERO), |c| (c.timing.hold_down, c.timing.hold_down_max))
     }
 
     /// A failure after a long good time counts as the first; one within it makes the hold-down longer.

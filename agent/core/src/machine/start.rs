@@ -70,11 +70,7 @@ impl Machine {
                 adopted += usize::from(self.assigned.contains(&(*address, *ifindex)));
             }
         }
-        for i in 0..self.servers.len() {
-            if self.servers[i].marked {
-                self.serve(i);
-            }
-        }
+        self.serve_on();
         adopted
     }
 }
