@@ -1,1 +1,3 @@
-//! x
+//! Baton: the agent that runs on every file server.
+
+pub mod io;

@@ -4,7 +4,7 @@ use crate::layout;
 ///
 /// The kernel programs only read it; the agent replaces it whole (one map update is atomic for readers).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vip {
     /// Index into `COUNTERS`, below [`crate::MAX_VIPS`]; stays with the address for as long as it is known.
     pub slot: u32,
