@@ -1,1 +1,3 @@
-//! x
+//! Baton's agent: reads the kernel, runs what [`baton_core`] decides, and shows what it does.
+
+pub mod config;
