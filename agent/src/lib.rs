@@ -1,3 +1,6 @@
 //! Baton's agent: reads the kernel, runs what [`baton_core`] decides, and shows what it does.
 
 pub mod config;
+pub mod journal;
+pub mod store;
+pub mod telemetry;
