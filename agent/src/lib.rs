@@ -1,3 +1,9 @@
-//! Baton: the agent that runs on every file server.
+//! Baton's agent: reads the kernel, carries out what [`baton_core`] decides, and shows what it does.
 
+pub mod config;
+pub mod fast;
 pub mod io;
+pub mod journal;
+pub mod slow;
+pub mod store;
+pub mod telemetry;

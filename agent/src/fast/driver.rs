@@ -13,10 +13,12 @@ use std::time::Duration;
 use baton_common::{LEASE_ENDLESS, Lease};
 use baton_core::{
     Assigned, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link, Machine, Reason,
-    Snapshot, Stage, Start, Time,
+    Stage, Start, Time,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tokio::sync::{mpsc, watch};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
 
 use super::announce::Announcer;
 use super::carrier::CarrierReader;
@@ -24,25 +26,29 @@ use super::listen::{Heard, Listener};
 use super::netlink::{self, Change, Requests, Route, Rule, Steering, TABLE_BASE};
 use super::{FastError, ToSlow};
 use crate::io::kernel::Kernel;
+use crate::telemetry::Publisher;
 
 /// The snapshot is published at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(50);
+/// Steps between two checkpoints of the record.
+const CHECKPOINT_EVERY: u32 = 20_000;
 /// The fast thread shows that it is alive at least this often.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// What the driver shares with the slow thread.
+/// What the driver shares with the slow side.
 pub struct Links {
-    /// Inputs from the slow thread. Bounded: the slow thread waits.
+    /// Inputs from the slow side. Bounded: it waits.
     pub inputs: mpsc::Receiver<Input>,
-    /// To the slow thread. Bounded: a full channel drops records and events, counted in `dropped`, for the fast thread
-    /// never waits; takes and preparations are few and always fit.
+    /// To the disk. Bounded: a full channel drops records, counted, for the fast thread never waits.
     pub slow: mpsc::Sender<ToSlow>,
+    /// To the journal. Bounded: a full channel drops events, counted.
+    pub events: mpsc::Sender<Event>,
     /// The published view.
-    pub snapshot: watch::Sender<Arc<Snapshot>>,
+    pub publisher: Arc<Publisher>,
     /// Counts up while the fast thread lives.
     pub beat: Arc<AtomicU64>,
-    /// Records and events that the slow thread had no room for.
-    pub dropped: Arc<AtomicU64>,
+    /// Closed: stop.
+    pub stop: oneshot::Receiver<()>,
 }
 
 /// The fast thread's state.
@@ -60,6 +66,7 @@ pub struct Driver {
     watched: Vec<(IfIndex, String)>,
     pending: std::collections::VecDeque<Input>,
     links: Links,
+    until_checkpoint: u32,
     published: Time,
     dirty: bool,
 }
@@ -67,13 +74,19 @@ pub struct Driver {
 /// Boot-time clock: goes on while the machine sleeps, and is the one that kernel programs read.
 pub fn now() -> Time {
     // CLOCK_BOOTTIME can't fail on any kernel that Baton runs on.
-    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let t =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     Time::default() + t
 }
 
 impl Driver {
     /// Opens everything and hands core its first input. Must be called within the fast thread's runtime.
-    pub fn start(config: Config, incarnation: u64, mut kernel: Kernel, links: Links) -> Result<Driver, FastError> {
+    pub fn start(
+        config: Config,
+        incarnation: u64,
+        mut kernel: Kernel,
+        links: Links,
+    ) -> Result<Driver, FastError> {
         let vips: BTreeSet<IpAddr> =
             config.servers.iter().flat_map(|s| &s.addresses).map(|n| n.addr()).collect();
         let segments = config.segments.iter().map(|s| s.name.clone()).collect();
@@ -99,6 +112,7 @@ impl Driver {
             watched: Vec::new(),
             pending: Default::default(),
             links,
+            until_checkpoint: CHECKPOINT_EVERY,
             published: Time::default(),
             dirty: true,
             config: config.clone(),
@@ -110,11 +124,15 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Runs until the slow thread is gone. Everything stays as it is: the kernel goes on serving.
+    /// Runs until it is told to stop. Everything stays as it is: the kernel goes on serving.
     pub async fn run(mut self) -> Result<(), FastError> {
-        let mut claims = self.kernel.claims().map_err(FastError::Claims)?;
+        let claims = self.kernel.claims()?;
+        // SAFETY: `claims` owns its descriptor, which stays the same and open until `claims` is dropped.
+        let claims = unsafe { AsyncFd::register_with_interest(claims, Interest::READABLE) };
+        let mut claims = claims.map_err(|e| FastError::Claims(e.into()))?;
         loop {
             self.links.beat.fetch_add(1, Ordering::Relaxed);
+            self.links.publisher.beat();
             let wait = self.wait();
             // Each branch only waits; what is there is read after it, so cancelling one loses nothing.
             tokio::select! {
@@ -133,18 +151,16 @@ impl Driver {
                         self.take(Input::Carrier(ifindex, carrier), cause);
                     }
                 }
-                claim = claims.next() => {
+                ready = claims.readable_mut() => {
+                    let mut guard = ready.map_err(FastError::Claims)?;
                     let cause = now();
-                    if let Some(claim) = claim.map_err(FastError::Claims)? {
+                    while let Some(claim) = guard.get_inner_mut().next_claim() {
                         self.take(Input::Claim(claim), cause);
                     }
+                    guard.clear_ready();
                 }
-                input = self.links.inputs.recv() => {
-                    match input {
-                        Some(input) => self.take(input, now()),
-                        None => return Ok(()),
-                    }
-                }
+                Some(input) = self.links.inputs.recv() => self.take(input, now()),
+                _ = &mut self.links.stop => return Ok(()),
                 () = tokio::time::sleep(wait) => {
                     let now = now();
                     if self.machine.deadline().is_some_and(|d| d <= now) {
@@ -168,12 +184,19 @@ impl Driver {
 
     fn publish(&mut self, now: Time) {
         (self.published, self.dirty) = (now, false);
-        self.links.snapshot.send_replace(Arc::new(self.machine.snapshot(now)));
+        self.links.publisher.snapshot.send_replace(Arc::new(self.machine.snapshot(now)));
     }
 
-    fn tell(&self, message: ToSlow) {
+    fn tell(&mut self, message: ToSlow) {
         if self.links.slow.try_send(message).is_err() {
-            self.links.dropped.fetch_add(1, Ordering::Relaxed);
+            self.links.publisher.dropped_input();
+            self.until_checkpoint = 0; // the record has a gap: it must start anew behind it
+        }
+    }
+
+    fn event(&self, event: Event) {
+        if self.links.events.try_send(event).is_err() {
+            self.links.publisher.dropped_input();
         }
     }
 
@@ -196,9 +219,21 @@ impl Driver {
             self.dirty = true;
             let stages = self.carry_out(&effects);
             if let Some(done) = finished(&effects, cause, at, decided, &stages) {
-                self.tell(ToSlow::Event(done));
+                self.event(done);
             }
             self.tell(ToSlow::Record { at, input, effects });
+            self.checkpoint();
+        }
+    }
+
+    /// Puts the whole machine into the record now and then, and after a gap.
+    fn checkpoint(&mut self) {
+        match self.until_checkpoint.checked_sub(1) {
+            Some(left) => self.until_checkpoint = left,
+            None => {
+                self.until_checkpoint = CHECKPOINT_EVERY;
+                self.tell(ToSlow::Checkpoint(Box::new(self.machine.clone())));
+            }
         }
     }
 
@@ -215,7 +250,9 @@ impl Driver {
             Input::LinkGone(ifindex) => {
                 self.interfaces.remove(ifindex);
                 self.announcer.forget(*ifindex);
-                self.kernel.detach(*ifindex);
+                if let Err(e) = self.kernel.detach(*ifindex) {
+                    tracing::warn!("{e}");
+                }
                 self.watch_carriers();
             }
             Input::Resync(_) => self.watch_carriers(),
@@ -244,7 +281,8 @@ impl Driver {
         let mut unbound = BTreeSet::new(); // addresses that could not be added
         let mut rest = effects;
         while let Some(first) = rest.first() {
-            let alike = rest.iter().take_while(|e| std::mem::discriminant(*e) == std::mem::discriminant(first));
+            let alike =
+                rest.iter().take_while(|e| std::mem::discriminant(*e) == std::mem::discriminant(first));
             let (run, after) = rest.split_at(alike.count());
             match first {
                 Effect::AddAddress(..) => {
@@ -293,11 +331,13 @@ impl Driver {
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
             Effect::Announce(ifindex, address) => match self.announcer.announce(*ifindex, *address) {
                 // The port went down in this very moment: its event is on its way.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => Ok(()),
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => {
+                    Ok(())
+                }
                 other => other.map_err(FastError::Packet),
             },
             Effect::Event(event) => {
-                self.tell(ToSlow::Event(event.clone()));
+                self.event(event.clone());
                 Ok(())
             }
             Effect::AddAddress(..) | Effect::RemoveAddress(..) => {
@@ -428,7 +468,6 @@ fn finished(effects: &[Effect], cause: Time, at: Time, decided: Time, stages: &S
         (Stage::Bound, stages.bound),
         (Stage::Announced, stages.announced),
     ];
-    let stages =
-        all.into_iter().filter_map(|(s, t)| Some((s, t?.since(cause).as_secs_f64()))).collect();
+    let stages = all.into_iter().filter_map(|(s, t)| Some((s, t?.since(cause).as_secs_f64()))).collect();
     Some(Event { at: now(), failover, kind: EventKind::FailoverDone { kind, reason, addresses, stages } })
 }

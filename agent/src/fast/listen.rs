@@ -12,6 +12,7 @@ use baton_core::{Found, IfIndex, Input, Link};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::netlink::{self, MARK, TABLE_BASE, TABLES};
@@ -51,7 +52,9 @@ impl Listener {
         GROUPS.iter().try_for_each(|g| socket.add_membership(*g))?;
         socket.set_non_blocking(true)?;
         let links = BTreeMap::new();
-        Ok(Listener { fd: AsyncFd::new(socket)?, own, vips, links, segments, buffer: Vec::new() })
+        // SAFETY: the socket owns its descriptor, which stays the same and open until the socket is dropped.
+        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Listener { fd, own, vips, links, segments, buffer: Vec::new() })
     }
 
     /// What a full reading found: the ground on which later messages are news. Keeps only what core has a use for.

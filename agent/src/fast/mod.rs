@@ -10,12 +10,12 @@ pub mod netlink;
 use std::io;
 use std::thread::{self, JoinHandle};
 
-use baton_core::{Config, Effect, Event, Input, Machine, Time};
+use baton_core::{Config, Effect, Input, Machine, Time};
 use tokio::sync::oneshot;
 
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
-pub use driver::{Links, now};
 use driver::Driver;
+pub use driver::{Links, now};
 
 use crate::io::kernel::{Kernel, KernelError};
 
@@ -29,8 +29,6 @@ pub enum ToSlow {
     Take(String),
     /// Save and set the sysctls of this interface.
     Prepare(String),
-    /// For the journal, the metrics and whoever follows events.
-    Event(Event),
     /// For the record of inputs.
     Record {
         /// When.
@@ -72,20 +70,25 @@ pub enum FastError {
     },
 }
 
-/// Starts the fast thread; `ready` is told when the first input has been carried out. It ends when its channel of inputs
-/// is closed, and leaves everything as it is.
+/// Starts the fast thread; `ready` is told when the first input has been carried out, and `ended` is dropped when the
+/// thread ends, for whatever reason. It leaves everything as it is.
 pub fn spawn(
     config: Config,
     incarnation: u64,
     kernel: Kernel,
     links: Links,
     ready: oneshot::Sender<()>,
+    ended: oneshot::Sender<()>,
 ) -> io::Result<JoinHandle<Result<(), FastError>>> {
     thread::Builder::new().name("fast".into()).spawn(move || {
+        let _ended = ended;
         if let Err(e) = realtime() {
-            tracing::warn!("not real-time ({e}): a busy machine can delay failovers; give CAP_SYS_NICE and CAP_IPC_LOCK");
+            tracing::warn!(
+                "not real-time ({e}): a busy machine can delay failovers; give CAP_SYS_NICE and CAP_IPC_LOCK"
+            );
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FastError::Thread)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FastError::Thread)?;
         runtime.block_on(async {
             let driver = Driver::start(config, incarnation, kernel, links)?;
             let _ = ready.send(()); // nobody waits: shutting down already

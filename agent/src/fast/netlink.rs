@@ -12,7 +12,7 @@ use baton_core::{Assigned, IfIndex, Link};
 use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
@@ -214,7 +214,10 @@ impl Requests {
 
     /// Carries out all changes, in order, with one system call for each 64 KiB of them. Returns what failed: the
     /// index of the change, and why. A failure does not keep later changes from being carried out.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> io::Result<Vec<(usize, io::Error)>> {
+    pub fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
         let mut failed = Vec::new();
         let mut batch: Vec<&'static [i32]> = Vec::new();
         let mut done = 0;
@@ -261,7 +264,7 @@ impl Requests {
             self.answer.clear();
             self.answer.reserve(1 << 15);
             self.socket.recv(&mut self.answer, 0)?;
-            for message in messages(&self.answer) {
+            for message in messages::<RouteNetlinkMessage>(&self.answer) {
                 let message = message?;
                 let index = message.header.sequence_number.wrapping_sub(first) as usize;
                 let Some(fine) = batch.get(index) else { continue }; // an answer to something older
@@ -467,8 +470,12 @@ impl Steering {
         let same = |a: &Route, b: &Route| (a.destination, a.metric) == (b.destination, b.metric);
         let before = self.made.remove(segment).unwrap_or_default();
         let gone = before.iter().filter(|b| !wanted.iter().any(|w| same(w, b)));
-        let changes =
-            wanted.iter().map(add_route).chain(rules.iter().map(add_rule)).chain(gone.map(remove_route)).collect();
+        let changes = wanted
+            .iter()
+            .map(add_route)
+            .chain(rules.iter().map(add_rule))
+            .chain(gone.map(remove_route))
+            .collect();
         self.made.insert(segment.to_owned(), wanted);
         changes
     }

@@ -97,7 +97,10 @@ pub enum ReplayError {
 }
 
 /// Replays a record and shows each step to `show`: its line, its time, what core was told, and what it asks for now.
-pub fn replay(path: &Path, mut show: impl FnMut(usize, Time, &Input, &[Effect])) -> Result<Replayed, ReplayError> {
+pub fn replay(
+    path: &Path,
+    mut show: impl FnMut(usize, Time, &Input, &[Effect]),
+) -> Result<Replayed, ReplayError> {
     let read = |error| ReplayError::Read { path: path.to_owned(), error };
     let mut machine: Option<Box<Machine>> = None;
     let mut replayed = Replayed::default();

@@ -1,5 +1,6 @@
 //! The settings that a port needs, saved before they are changed and restored when the port is no longer Baton's.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ pub enum SysctlError {
 }
 
 /// Saves the original settings of a port, then makes those it needs. A family that the kernel lacks is passed over.
-pub fn prepare(store: &dyn Store, interface: &str) -> Result<(), SysctlError> {
+pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError> {
     for (pattern, value) in NEEDED {
         let key = pattern.replace('*', interface);
         let path = path(&key);
@@ -54,11 +55,11 @@ pub fn prepare(store: &dyn Store, interface: &str) -> Result<(), SysctlError> {
 }
 
 /// Restores the settings of all interfaces but `keep`. One that is gone, or was changed by somebody else since, is left.
-pub fn restore(store: &dyn Store, keep: &[&str]) -> Result<(), SysctlError> {
+pub fn restore(store: &mut dyn Store, keep: &BTreeSet<&str>) -> Result<(), SysctlError> {
     for (key, original) in store.originals()? {
         let needed = NEEDED.iter().find(|(pattern, _)| interface(pattern, &key).is_some());
         let Some((pattern, value)) = needed else { continue };
-        if interface(pattern, &key).is_some_and(|i| keep.contains(&i)) {
+        if interface(pattern, &key).is_some_and(|i| keep.contains(i)) {
             continue;
         }
         let path = path(&key);

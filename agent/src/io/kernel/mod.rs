@@ -14,7 +14,7 @@ mod error;
 mod registry;
 mod rtnetlink;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -196,6 +196,36 @@ impl Kernel {
             }
             None => Ok(()),
         }
+    }
+
+    /// Prepares the marks for these virtual servers and this incarnation: those of servers that aren't among `names` and
+    /// of other incarnations are cleared. Returns the servers whose mark is on.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn adopt_servers(
+        &mut self,
+        names: &[&str],
+        incarnation: u64,
+    ) -> Result<BTreeSet<String>, KernelError> {
+        let mut marked = BTreeSet::new();
+        let mut keep = BTreeSet::new();
+        for name in names {
+            let index = self.server(name)?;
+            keep.insert(index);
+            let server =
+                self.server_marks.get(&index, 0).map_err(|source| KernelError::map("SERVERS", source))?;
+            if server.mark == incarnation && incarnation != 0 {
+                marked.insert((*name).to_owned());
+            } else if server.mark != 0 {
+                self.mark(name, None)?;
+            }
+        }
+        for index in self.servers.retain(&keep) {
+            self.set_server(index, Server::default())?;
+        }
+        Ok(marked)
     }
 
     /// Sets until when this node may serve, and as which incarnation. When the incarnation changes, nothing is served

@@ -79,6 +79,14 @@ impl Servers {
         self.indices.get(name).copied()
     }
 
+    /// Forgets all but these indices, and returns the forgotten ones.
+    pub(super) fn retain(&mut self, keep: &BTreeSet<u32>) -> Vec<u32> {
+        let gone = self.hashes.values().copied().filter(|index| !keep.contains(index)).collect();
+        self.hashes.retain(|_, index| keep.contains(index));
+        self.indices.retain(|_, index| keep.contains(index));
+        gone
+    }
+
     /// The index that an earlier agent gave the name, else the lowest free one and `true`.
     pub(super) fn allocate(&mut self, name: &str) -> Option<(u32, bool)> {
         let (index, is_new) = match self.hashes.get(&hash(name)) {
