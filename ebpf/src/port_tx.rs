@@ -39,7 +39,8 @@ impl Hook<Egress> for Send<'_> {
             return Verdict::Pass;
         };
         let verdict = said(packet, vip);
-        if verdict == Verdict::Drop && arp.header.oper == ARP_REQUEST && Permission::ask(vip).is_some() {
+        let asks = arp.header.oper == ARP_REQUEST && arp.header.tpa != arp.header.spa;
+        if verdict == Verdict::Drop && asks && Permission::ask(vip).is_some() {
             // Without a sender address (RFC 5227, 2.1.1) it is still answered, but teaches nobody that the virtual IP
             // lives at this port. So a port without an address of its own can resolve its neighbours.
             let spa = arp.offset + core::mem::offset_of!(ArpHdr, spa);
