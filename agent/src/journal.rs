@@ -3,13 +3,15 @@
 //! A file that has reached its limit becomes `events.jsonl.1`, replacing the one before. A disk that is full or gone
 //! is reported once; events then still reach everyone who follows. Only the slow thread may use this module.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use baton_core::Event;
+use baton_core::{Event, EventKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::mpsc;
 
@@ -178,6 +180,42 @@ pub async fn run(
     }
 }
 
+/// Which events somebody wants.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only from this time on.
+    pub since: Option<SystemTime>,
+    /// Only what concerns this virtual server, which has these addresses.
+    pub server: Option<(String, BTreeSet<IpAddr>)>,
+}
+
+impl Filter {
+    /// Is it one of them?
+    pub fn passes(&self, record: &Record) -> bool {
+        if self.since.is_some_and(|since| record.time < since) {
+            return false;
+        }
+        let Some((name, addresses)) = &self.server else { return true };
+        match &record.event.kind {
+            EventKind::Serving { server, .. } => server == name,
+            EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
+            EventKind::AddressDeleted { address, .. }
+            | EventKind::AddressConflict { address, .. }
+            | EventKind::AddressConflictOver { address, .. }
+            | EventKind::ForeignClaim { address, .. } => addresses.contains(address),
+            EventKind::Started { .. }
+            | EventKind::InterfaceAbsent { .. }
+            | EventKind::Port { .. }
+            | EventKind::Stranded { .. }
+            | EventKind::FailoverDone { .. }
+            | EventKind::SteeringDeleted { .. }
+            | EventKind::Attached { .. }
+            | EventKind::Resynced
+            | EventKind::EffectFailed { .. } => false,
+        }
+    }
+}
+
 /// Every record of the folder `state` that passes `keep`, oldest first, at most the last `limit` of them. Lines that
 /// are no records (half-written ones) are passed over. A folder without journal has none.
 ///
@@ -185,7 +223,7 @@ pub async fn run(
 /// A file is there but can't be read.
 pub fn read(state: &Path, limit: usize, keep: impl Fn(&Record) -> bool) -> Result<Vec<Record>, JournalError> {
     let current = state.join(FILE);
-    let mut kept = std::collections::VecDeque::new();
+    let mut kept = VecDeque::new();
     for path in [older(&current), current] {
         let fail = |source| JournalError { path: path.clone(), operation: "read it", source };
         let file = match File::open(&path) {

@@ -1,6 +1,7 @@
 //! Baton's agent: reads the kernel, carries out what [`baton_core`] decides, and shows what it does.
 
 pub mod config;
+pub mod control;
 pub mod fast;
 pub mod io;
 pub mod journal;

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Loaded;
+use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Links};
 use crate::io::kernel::{Kernel, KernelError};
 use crate::journal::Journal;
@@ -44,6 +45,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// Another agent runs on this node, or its lock can't be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -72,6 +76,7 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     if let Some(dir) = agent.store.path.parent() {
         fs::create_dir_all(dir).map_err(|error| RunError::Path { path: dir.to_owned(), error })?;
     }
+    let _lock = control::lock(state)?;
     let mut store = FileStore::open(&agent.store.path)?;
     let incarnation = store.next_incarnation(&boot_id()?)?;
     let interfaces: BTreeSet<&str> = config.ports.iter().map(|p| p.interface.as_str()).collect();
@@ -128,6 +133,12 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
                     "telemetry.listen {listen}: {e}; metrics and status are not served by HTTP"
                 ),
             }
+        }
+        match control::bind(&agent.control) {
+            Ok(listener) => {
+                tokio::spawn(control::Server::new(published.clone(), state.clone()).run(listener));
+            }
+            Err(e) => tracing::error!("{e}; the command line can't ask this agent"),
         }
         if ready_rx.await.is_ok() {
             notify(&[sd_notify::NotifyState::Ready]);
