@@ -2,6 +2,7 @@
 //! own, so that a stalled disk stalls nobody who asks for status; HTTP, the control socket, the sampler and signals share
 //! the main thread.
 
+pub mod clean;
 mod disk;
 pub mod record;
 mod sample;
