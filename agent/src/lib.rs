@@ -1,5 +1,6 @@
 //! Baton's agent: reads the kernel, carries out what [`baton_core`] decides, and shows what it does.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod fast;

@@ -13,7 +13,8 @@ use super::problem::Findings;
 use super::reader::{At, nearest};
 use super::sections::{Listen, Raw, RawSegment, RawServer, RawTiming};
 use super::{
-    AgentConfig, ControlConfig, PathsConfig, ProbingConfig, StoreConfig, StoreKind, TelemetryConfig,
+    AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, ProbingConfig, StoreConfig,
+    StoreKind, TelemetryConfig,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
@@ -469,7 +470,7 @@ fn agent_config(raw: &Raw, probing: ProbingConfig, f: &mut Findings) -> AgentCon
             "write it as `getent group` does",
         );
     }
-    let state = raw.state.clone().unwrap_or_else(|| "/var/lib/baton".into());
+    let state = raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into());
     AgentConfig {
         agent_grace: raw.agent_grace.unwrap_or(Duration::from_secs(2)),
         store: StoreConfig {
@@ -477,7 +478,7 @@ fn agent_config(raw: &Raw, probing: ProbingConfig, f: &mut Findings) -> AgentCon
             path: raw.store.path.clone().unwrap_or_else(|| state.join("baton.db")),
         },
         control: ControlConfig {
-            socket: raw.socket.as_ref().map_or_else(|| "/run/baton/baton.sock".into(), |s| s.value.clone()),
+            socket: raw.socket.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |s| s.value.clone()),
             group: raw.group.as_ref().map_or_else(|| "baton".to_owned(), |g| g.value.clone()),
         },
         paths: PathsConfig { state, bpffs: raw.bpffs.clone().unwrap_or_else(|| "/sys/fs/bpf/baton".into()) },

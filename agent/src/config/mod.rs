@@ -37,6 +37,9 @@ pub use problem::{ConfigErrors, Problem, Problems};
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";
 
+const DEFAULT_SOCKET: &str = "/run/baton/baton.sock";
+const DEFAULT_STATE: &str = "/var/lib/baton";
+
 /// A configuration that has passed every check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
@@ -149,5 +152,45 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, ConfigErrors> {
     match loaded {
         Some((core, agent)) if errors.is_empty() => Ok(Loaded { core, agent, warnings }),
         _ => Err(ConfigErrors::Invalid(errors)),
+    }
+}
+
+/// Where a running agent is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its state folder.
+    pub state: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places { socket: DEFAULT_SOCKET.into(), state: DEFAULT_STATE.into() }
+    }
+}
+
+/// Reads only where the agent is to be found; other mistakes in the file don't matter.
+///
+/// # Errors
+/// The file can't be read or is not TOML.
+pub fn places(path: &Path) -> Result<Places, ConfigErrors> {
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+    let mut findings = problem::Findings::default();
+    match toml_span::parse(&text) {
+        Ok(root) => {
+            let raw = sections::read(&root, &mut findings);
+            let default = Places::default();
+            Ok(Places {
+                socket: raw.socket.map_or(default.socket, |s| s.value),
+                state: raw.state.unwrap_or(default.state),
+            })
+        }
+        Err(error) => {
+            findings.syntax(&error, &text);
+            Err(ConfigErrors::Invalid(findings.sorted(&text, &file).0))
+        }
     }
 }
