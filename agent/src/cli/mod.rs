@@ -19,8 +19,8 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
-use crate::slow::clean::{self, Cleaned};
 use crate::slow;
+use crate::slow::clean::{self, Cleaned};
 
 /// Exit status of a bad configuration (EX_USAGE of sysexits.h, as in the program's documentation).
 pub const BAD_CONFIGURATION: u8 = 64;
@@ -155,7 +155,10 @@ fn load(file: &Path) -> Result<Loaded, CliError> {
 fn clean(loaded: &Loaded) -> Result<(), CliError> {
     let gone = clean::clean(&loaded.agent).map_err(|e| CliError::Other(e.to_string()))?;
     let Cleaned { addresses, routes, rules } = gone;
-    writeln!(io::stdout(), "removed {addresses} addresses, {routes} routes, {rules} rules, and the kernel programs")?;
+    writeln!(
+        io::stdout(),
+        "removed {addresses} addresses, {routes} routes, {rules} rules, and the kernel programs"
+    )?;
     Ok(())
 }
 

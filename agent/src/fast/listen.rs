@@ -69,10 +69,12 @@ impl Listener {
         self.fd.readable().await.map(|mut guard| guard.retain_ready())
     }
 
-    /// Reads all there is, at most some hundred datagrams at once.
+    /// Reads all there is.
     pub fn read(&mut self) -> io::Result<Heard> {
         let mut inputs = Vec::new();
-        for _ in 0..256 {
+        let mut lost = false;
+        // Notifications of a thousand addresses are a thousand datagrams; a full buffer holds some twenty thousand.
+        for _ in 0..1 << 16 {
             self.buffer.clear();
             self.buffer.reserve(1 << 15);
             match self.fd.get_ref().recv(&mut self.buffer, libc::MSG_DONTWAIT) {
@@ -81,17 +83,20 @@ impl Listener {
                     self.rearm();
                     break;
                 }
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Heard::Lost),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    lost = true; // what is left is older than the reading that follows
+                    continue;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e),
             }
             let bytes = std::mem::take(&mut self.buffer);
-            if !foreign_route(&bytes) {
+            if !lost && !foreign_route(&bytes) {
                 self.parse(&bytes, &mut inputs);
             }
             self.buffer = bytes;
         }
-        Ok(Heard::Inputs(inputs))
+        Ok(if lost { Heard::Lost } else { Heard::Inputs(inputs) })
     }
 
     /// Tells tokio that the socket is drained.

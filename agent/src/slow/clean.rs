@@ -56,7 +56,8 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
     let changes = changes.chain(rules.iter().map(netlink::remove_rule));
     let changes: Vec<_> = changes.chain(routes.iter().map(netlink::remove_route)).collect();
     let failed = requests.apply(changes).map_err(CleanError::Netlink)?;
-    if let Some((_, error)) = failed.into_iter().find(|(_, e)| e.raw_os_error() != Some(libc::EADDRNOTAVAIL)) {
+    if let Some((_, error)) = failed.into_iter().find(|(_, e)| e.raw_os_error() != Some(libc::EADDRNOTAVAIL))
+    {
         return Err(CleanError::Netlink(error));
     }
     kernel::remove_all(&agent.paths.bpffs)?;

@@ -32,7 +32,7 @@ impl Machine {
     /// A port is usable, or better than it was.
     pub(super) fn port_improved(&mut self, p: usize, from: PortState) {
         if from == PortState::Down {
-            self.complete(p);
+            self.complete(p, None);
         }
         let segment = self.ports[p].segment.clone();
         let moves = self.better_ports(&segment);
@@ -59,6 +59,9 @@ impl Machine {
             let server = self.servers[index].name.clone();
             self.out.push(Effect::Mark { server, incarnation: Some(self.incarnation) });
         }
+        for p in 0..self.ports.len() {
+            self.complete(p, Some(index));
+        }
         for segment in self.segments() {
             let moves = self.better_ports(&segment);
             self.bind(&segment, &moves);
@@ -68,7 +71,7 @@ impl Machine {
     /// Goes on serving what an earlier agent served: completes it, and moves it off ports that have failed meanwhile.
     pub(super) fn serve_on(&mut self) {
         for p in 0..self.ports.len() {
-            self.complete(p);
+            self.complete(p, None);
         }
         for segment in self.segments() {
             let moves = self.better_ports(&segment);
@@ -80,13 +83,14 @@ impl Machine {
         }
     }
 
-    /// Every served address that is bound to this port is there, announced, and nowhere else.
-    fn complete(&mut self, p: usize) {
+    /// Every served address (`of` one server, or of all) that is bound to this port is there, announced, and nowhere else.
+    fn complete(&mut self, p: usize, of: Option<usize>) {
         let Some(ifindex) = self.ports[p].ifindex().filter(|_| self.ports[p].rank() > 0) else { return };
         let bound: Vec<IpAddr> = self
             .vips
             .iter()
             .filter(|(_, v)| v.port == Some(p) && self.servers[v.server].marked)
+            .filter(|(_, v)| of.is_none_or(|s| s == v.server))
             .map(|(a, _)| *a)
             .collect();
         for &address in &bound {
@@ -183,7 +187,11 @@ impl Machine {
                 })
                 .collect();
             to.iter().for_each(|&(a, _)| self.permit(a));
-            to.iter().for_each(|&(a, i)| self.add(a, i));
+            for &(address, ifindex) in &to {
+                if !self.assigned.contains(&(address, ifindex)) {
+                    self.add(address, ifindex);
+                }
+            }
             to.iter().for_each(|&(a, i)| self.announce(a, i));
             self.steer(segment); // once: the second time nothing has changed
         }

@@ -185,11 +185,8 @@ impl Machine {
     }
 
     fn address_added(&mut self, a: Assigned) {
-        if a.ours {
-            self.assigned.insert((a.address, a.ifindex));
-            return;
-        }
-        if !self.vips.contains_key(&a.address) {
+        // Ours is no news, and may be old news: it was asked for, and perhaps taken back since.
+        if a.ours || !self.vips.contains_key(&a.address) {
             return;
         }
         let known = |c: &Conflict| c.mac.is_none() && c.address == a.address && c.ifindex == a.ifindex;
@@ -298,16 +295,17 @@ impl Machine {
         self.conflicts.retain(local);
         found.addresses.iter().filter(|a| !a.ours).for_each(|a| self.address_added(*a));
         for address in self.vips.keys().copied().collect::<Vec<_>>() {
-            if let Some(ifindex) = self.desired(address)
-                && !self.assigned.contains(&(address, ifindex))
-                && self.port_of(ifindex).is_some_and(|p| self.ports[p].is_up())
-            {
-                if before.contains(&(address, ifindex)) {
-                    self.put_back(address, ifindex);
-                } else {
-                    self.add(address, ifindex);
-                    self.announce(address, ifindex);
-                }
+            let Some(ifindex) = self.desired(address) else { continue };
+            if self.assigned.contains(&(address, ifindex)) {
+                continue;
+            }
+            let port = self.port_of(ifindex).map(|p| &self.ports[p]);
+            if before.contains(&(address, ifindex)) && port.is_some_and(|p| p.is_up()) {
+                self.put_back(address, ifindex);
+            } else if port.is_some_and(|p| p.rank() > 0) {
+                self.permit(address);
+                self.add(address, ifindex);
+                self.announce(address, ifindex);
             }
         }
         self.remove_leftovers();

@@ -55,15 +55,16 @@ impl Machine {
         absent.into_iter().for_each(|interface| self.event(EventKind::InterfaceAbsent { interface }));
     }
 
-    /// Takes over the bindings of served addresses, then moves those whose port has failed meanwhile and completes
-    /// those that an earlier agent left half done.
+    /// Takes over the bindings of an earlier agent, then, of what is served already, moves what is on ports that have
+    /// failed meanwhile and completes what was left half done.
     fn adopt(&mut self, bound: &BTreeMap<IpAddr, IfIndex>) -> usize {
+        let found: BTreeMap<IpAddr, IfIndex> = self.assigned.iter().copied().collect();
         let mut adopted = 0;
-        for (address, ifindex) in bound {
+        // The kernel programs know better where an address belongs than the interfaces, which may hold it twice.
+        for (address, ifindex) in found.iter().filter(|(a, _)| !bound.contains_key(a)).chain(bound) {
             let port = self.port_of(*ifindex);
             let Some(vip) = self.vips.get_mut(address) else { continue };
             if let Some(p) = port
-                && self.servers[vip.server].marked
                 && self.ports[p].segment == vip.segment
             {
                 vip.port = Some(p);

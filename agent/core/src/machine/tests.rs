@@ -363,6 +363,24 @@ fn a_restarted_agent_adopts_what_is_right_and_completes_what_is_not() {
 }
 
 #[test]
+fn addresses_are_adopted_where_they_are_also_without_the_kernel_programs_memory() {
+    let c = config(&["a", "b"], &[("s", 1, &["10.0.0.10/24"])]);
+    let mut s = start(c);
+    s.found.addresses = vec![ours(B, "10.0.0.10")];
+    let mut m = Machine::new();
+    let effects = deeds(m.handle(S, Input::Start(Box::new(s))));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::RemoveAddress(..))), "{effects:?}");
+    assert_eq!(
+        deeds(m.handle(S, Input::Owned("s".into(), OWNER))),
+        [
+            Effect::Mark { server: "s".into(), incarnation: Some(7) },
+            permit("10.0.0.10", "s", B),
+            Effect::Announce(B, ip("10.0.0.10")),
+        ]
+    );
+}
+
+#[test]
 fn a_restart_in_the_middle_of_a_failover_finishes_it() {
     let c = config(&["a", "b"], &[("s", 1, &["10.0.0.10/24"])]);
     let mut s = start(c);
