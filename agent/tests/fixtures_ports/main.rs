@@ -79,7 +79,7 @@ fn every_way(purpose: &str, hooks: Hooks, expected: Attachment) {
     drop(kernel);
     remove_all(pins.path()).unwrap();
     assert!(!pins.path().exists());
-    segment.ports.each_ref().map(assert_bare);
+    segment.ports.iter().for_each(assert_bare);
     assert_eq!(segment.ping(VIP, 5).recv().unwrap(), 5, "nothing drops any more");
 }
 
@@ -126,7 +126,11 @@ fn a_queueing_discipline_of_others_stays() {
 /// is lost.
 #[test]
 fn takes_over_without_a_gap() {
-    for hooks in [Hooks::default(), Hooks { native: false, ..Hooks::default() }, Hooks { tcx: false, ..Hooks::default() }] {
+    for hooks in [
+        Hooks::default(),
+        Hooks { native: false, ..Hooks::default() },
+        Hooks { tcx: false, ..Hooks::default() },
+    ] {
         std::thread::spawn(move || {
             let segment = Segment::new();
             let pins = PinDir::new("adopt");
@@ -190,7 +194,11 @@ fn replies_leave_by_the_bound_port() {
     kernel.permit(address(VIP), "files", Some(routed.ifindex)).unwrap();
     run(&format!("ip addr add {VIP}/32 dev {}", routed.name));
     run(&format!("ip addr del {VIP}/32 dev {}", bound.name));
-    assert_eq!(segment.ping(VIP, 50).recv().unwrap(), 50, "a client with an old neighbour entry still reaches it");
+    assert_eq!(
+        segment.ping(VIP, 50).recv().unwrap(),
+        50,
+        "a client with an old neighbour entry still reaches it"
+    );
     assert_eq!(counters(&kernel, VIP).tx_packets, 250);
 }
 

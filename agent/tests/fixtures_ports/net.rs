@@ -19,7 +19,10 @@ pub fn run(command: &str) -> String {
 
 pub fn try_run(command: &str) -> Output {
     let mut words = command.split_whitespace();
-    Command::new(words.next().unwrap()).args(words).output().unwrap_or_else(|error| panic!("{command}: {error}"))
+    Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap_or_else(|error| panic!("{command}: {error}"))
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -85,7 +88,8 @@ impl Segment {
         enter_new_namespace();
         let client = Host::new();
         client.run("ip link add br0 type bridge");
-        for (setting, value) in [("all/rp_filter", "0"), ("default/rp_filter", "0"), ("all/arp_ignore", "1")] {
+        for (setting, value) in [("all/rp_filter", "0"), ("default/rp_filter", "0"), ("all/arp_ignore", "1")]
+        {
             std::fs::write(format!("/proc/sys/net/ipv4/conf/{setting}"), value).unwrap();
         }
         std::fs::write("/proc/sys/net/ipv4/conf/all/arp_announce", "2").unwrap();
@@ -133,7 +137,8 @@ pub fn port(name: &'static str) -> Port {
 
 /// What `ip` knows of an interface of the node.
 pub fn link(name: &str) -> serde_json::Value {
-    let links: serde_json::Value = serde_json::from_str(&run(&format!("ip -j -s -d link show {name}"))).unwrap();
+    let links: serde_json::Value =
+        serde_json::from_str(&run(&format!("ip -j -s -d link show {name}"))).unwrap();
     links[0].clone()
 }
 
