@@ -7,7 +7,10 @@ use crate::parse::{Verdict, judge};
 use crate::receive::Receive;
 
 /// XDP in the generic path: judges. It sees packets that receive offload has merged, so [`mod@crate::port_in`] counts.
-#[xdp(frags)]
+///
+/// Without `frags`: for programs that take fragments the generic path (Linux 6.9 to 6.18 at least) copies the packet
+/// into a new buffer and forgets the length of the link-layer header, so that TC ingress then reads from a wrong place.
+#[xdp]
 pub fn port_rx_generic(context: XdpContext) -> u32 {
     match judge(&Xdp::new(&context), &Receive::<_, true, false> { context: &context }) {
         Verdict::Drop => xdp_action::XDP_DROP,

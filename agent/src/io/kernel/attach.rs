@@ -158,7 +158,7 @@ impl Kernel {
     /// Removes what is pinned for interfaces that don't exist any more.
     pub(super) fn remove_links_of_gone_interfaces(&mut self) -> Result<(), KernelError> {
         for ifindex in pinned_interfaces(&self.dir)? {
-            if nix::net::if_::if_indextoname(ifindex).is_err() {
+            if interface_name(ifindex).is_none() {
                 self.detach(IfIndex(ifindex))?;
             }
         }
@@ -400,6 +400,12 @@ fn filter(interface: &str, hook: Hook) -> Result<SchedClassifierLink, ProgramErr
         .map_err(ProgramError::IOError)
 }
 
+/// Name of an interface; `None`: there is none with this index. (nix takes a missing one for an empty name.)
+fn interface_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
+    (!name.is_empty()).then_some(name)
+}
+
 /// Interfaces that something is pinned for.
 fn pinned_interfaces(dir: &Path) -> Result<Vec<u32>, KernelError> {
     let mut interfaces: Vec<u32> = entries(&links_dir(dir))?
@@ -420,7 +426,7 @@ pub(super) fn remove_links(dir: &Path) -> Result<(), KernelError> {
 
 fn remove_links_of(dir: &Path, ifindex: u32) -> Result<(), KernelError> {
     let links = links_dir(dir);
-    let interface = nix::net::if_::if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+    let interface = interface_name(ifindex);
     for hook in Hook::ALL {
         let pin = links.join(format!("{ifindex}-{}", hook.suffix()));
         if !pin.is_dir() {
