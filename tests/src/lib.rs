@@ -1,1 +1,39 @@
-//! x
+//! Topologies of hosts and switches in network namespaces, as values; ways to break them; and eyes on the wire.
+//!
+//! A [`Lab`] owns one namespace for its switches and one network plus mount namespace for each [`Host`]. No
+//! namespace has a name: each lives as long as a file descriptor of this process or a process inside it, and every
+//! process that a lab starts dies with the thread that started it. So nothing stays behind, even after `kill -9`,
+//! and labs of one process or of many never meet.
+//!
+//! This library must not panic, print, or touch anything outside the namespaces that it made. It needs root.
+//!
+//! Times are [`std::time::Duration`]s on `CLOCK_MONOTONIC` throughout ([`clock::now`]).
+
+pub mod clock;
+pub mod error;
+pub mod fault;
+pub mod host;
+pub mod namespace;
+pub mod netlink;
+pub mod packet;
+pub mod probe;
+pub mod process;
+pub mod query;
+pub mod state;
+pub mod tcp;
+pub mod topology;
+pub mod watcher;
+pub mod wire;
+
+pub use error::LabError;
+pub use fault::{Blackhole, Direction, Impostor};
+pub use host::Host;
+pub use probe::{Echo, Probe, ProbeResult};
+pub use process::{Process, baton_binary};
+pub use state::State;
+pub use topology::{Cable, HostSpec, Lab, Port, Switch, Topology};
+pub use watcher::{Answer, AnswerKind, Watcher};
+pub use wire::{Frame, Kind, Mac};
+
+/// What lab operations return.
+pub type Result<T, E = LabError> = std::result::Result<T, E>;

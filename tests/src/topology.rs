@@ -1,0 +1,399 @@
+//! Topologies as values, and the lab that stands when one is built.
+//!
+//! ```no_run
+//! use baton_lab::{HostSpec, Topology};
+//! # fn main() -> Result<(), baton_lab::LabError> {
+//! let lab = Topology::new("example")
+//!     .segment("office")
+//!     .host(HostSpec::new("client").ports("office", 1).address("p0", "10.0.0.100/24"))
+//!     .host(HostSpec::new("fs1").ports("office", 3))
+//!     .build()?;
+//! let cut_at = lab.port("fs1", "p0")?.cut()?;
+//! # let _ = cut_at;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every segment is a bridge, all of them in one namespace of the lab's own. Every port is a veth pair: the host's
+//! end is named as asked (`p0`, `p1`, ...), the switch's end `<host>-<port>`.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::error::LabError;
+use crate::host::Host;
+use crate::netlink::VethEnd;
+use crate::wire::Mac;
+
+/// How a port is cabled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cable {
+    /// The kernel reports a loss of carrier at once: the two ends have different interface indexes, which is how it tells a stacked
+    /// device from an ordinary one (`linkwatch_urgent_event`).
+    #[default]
+    EventsAtOnce,
+    /// The kernel takes the port for an ordinary NIC and may keep its carrier events for up to a second: both ends have the same index.
+    DelayedEvents,
+}
+
+/// A topology, as a value.
+#[derive(Clone, Debug, Default)]
+pub struct Topology {
+    name: String,
+    segments: Vec<String>,
+    hosts: Vec<HostSpec>,
+}
+
+impl Topology {
+    /// An empty one. `name` is for messages.
+    pub fn new(name: &str) -> Topology {
+        Topology { name: name.to_owned(), ..Topology::default() }
+    }
+
+    /// Adds a segment (a switch).
+    pub fn segment(mut self, name: &str) -> Topology {
+        self.segments.push(name.to_owned());
+        self
+    }
+
+    /// Adds a host.
+    pub fn host(mut self, host: HostSpec) -> Topology {
+        self.hosts.push(host);
+        self
+    }
+
+    /// Builds it.
+    ///
+    /// # Errors
+    /// Bad names and addresses, unknown segments, and what the kernel refuses. Nothing is left then.
+    pub fn build(&self) -> Result<Lab, LabError> {
+        let mut lab = Lab::new(&self.name)?;
+        for segment in &self.segments {
+            lab.add_segment(segment)?;
+        }
+        for spec in &self.hosts {
+            lab.add_host(spec)?;
+        }
+        Ok(lab)
+    }
+}
+
+/// A host of a topology.
+#[derive(Clone, Debug)]
+pub struct HostSpec {
+    name: String,
+    ports: Vec<(String, String, Cable)>,
+    addresses: Vec<(String, String)>,
+}
+
+impl HostSpec {
+    /// A host without ports.
+    pub fn new(name: &str) -> HostSpec {
+        HostSpec { name: name.to_owned(), ports: Vec::new(), addresses: Vec::new() }
+    }
+
+    /// Adds `count` ports to `segment`, named `p0`, `p1`, ... onwards from those it has.
+    pub fn ports(self, segment: &str, count: usize) -> HostSpec {
+        self.cabled(segment, count, Cable::EventsAtOnce)
+    }
+
+    /// Adds `count` ports whose carrier events the kernel may delay ([`Cable::DelayedEvents`]).
+    pub fn delayed_ports(self, segment: &str, count: usize) -> HostSpec {
+        self.cabled(segment, count, Cable::DelayedEvents)
+    }
+
+    /// Gives a port an address with its prefix, like `10.0.0.1/24`.
+    pub fn address(mut self, port: &str, address: &str) -> HostSpec {
+        self.addresses.push((port.to_owned(), address.to_owned()));
+        self
+    }
+
+    fn cabled(mut self, segment: &str, count: usize, cable: Cable) -> HostSpec {
+        for _ in 0..count {
+            self.ports.push((format!("p{}", self.ports.len()), segment.to_owned(), cable));
+        }
+        self
+    }
+}
+
+/// A standing topology. Dropped, everything in it is gone.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    switches: Host,
+    segments: BTreeMap<String, Switch>,
+    hosts: BTreeMap<String, Host>,
+    ports: BTreeMap<(String, String), Port>,
+    next_index: AtomicU32,
+}
+
+/// A segment's switch.
+#[derive(Clone, Debug)]
+pub struct Switch {
+    bridge: u32,
+}
+
+impl Lab {
+    /// An empty lab. Its full name, for messages, holds the process id and a counter.
+    ///
+    /// # Errors
+    /// [`LabError::NotRoot`], or what failed.
+    pub fn new(name: &str) -> Result<Lab, LabError> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{name}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let switches = Host::create("switches")?;
+        // A switch has no say in IPv6 on its ports.
+        switches.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+        let (segments, hosts, ports) = Default::default();
+        Ok(Lab { name, switches, segments, hosts, ports, next_index: AtomicU32::new(100) })
+    }
+
+    /// Its name with process id and counter.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The host that is called `name`.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`].
+    pub fn host(&self, name: &str) -> Result<&Host, LabError> {
+        self.hosts.get(name).ok_or_else(|| self.unknown(format!("host {name}")))
+    }
+
+    /// A port by its host's name and its own.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`].
+    pub fn port(&self, host: &str, interface: &str) -> Result<&Port, LabError> {
+        let key = (host.to_owned(), interface.to_owned());
+        self.ports.get(&key).ok_or_else(|| self.unknown(format!("port {interface} of {host}")))
+    }
+
+    /// All ports, ordered by host and name.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.values()
+    }
+
+    /// The namespace that all switches are in, as a host.
+    pub fn switches(&self) -> &Host {
+        &self.switches
+    }
+
+    /// Adds a segment.
+    ///
+    /// # Errors
+    /// A taken name, or what the kernel says.
+    pub fn add_segment(&mut self, name: &str) -> Result<(), LabError> {
+        if self.segments.contains_key(name) {
+            return Err(bad_name(name, "there is a segment of that name"));
+        }
+        let bridge = self.next_index();
+        self.switches.netlink().add_bridge(&format!("br{}", self.segments.len()), bridge)?;
+        self.segments.insert(name.to_owned(), Switch { bridge });
+        Ok(())
+    }
+
+    /// Adds a host with its ports, up, and their addresses.
+    ///
+    /// # Errors
+    /// Bad names and addresses, an unknown segment, or what the kernel says.
+    pub fn add_host(&mut self, spec: &HostSpec) -> Result<&Host, LabError> {
+        if self.hosts.contains_key(&spec.name) {
+            return Err(bad_name(&spec.name, "there is a host of that name"));
+        }
+        let host = Host::create(&spec.name)?;
+        self.hosts.insert(spec.name.clone(), host);
+        for (port, segment, cable) in &spec.ports {
+            self.add_port(&spec.name, port, segment, *cable)?;
+        }
+        for (port, text) in &spec.addresses {
+            let address: IpNet = text
+                .parse()
+                .map_err(|error| LabError::BadAddress { text: text.clone(), why: format!("{error}") })?;
+            self.port(&spec.name, port)?.add_address(address)?;
+        }
+        self.host(&spec.name)
+    }
+
+    /// Cables a port of a host to a segment and sets both ends up. A port that was deleted comes back by the same name.
+    ///
+    /// # Errors
+    /// Names that don't fit in 15 bytes (`<host>-<port>`), unknown host or segment, or what the kernel says.
+    pub fn add_port(
+        &mut self,
+        host: &str,
+        port: &str,
+        segment: &str,
+        cable: Cable,
+    ) -> Result<&Port, LabError> {
+        let switch =
+            self.segments.get(segment).cloned().ok_or_else(|| self.unknown(format!("segment {segment}")))?;
+        let owner = self.host(host)?.clone();
+        let near_index = self.next_index();
+        let far_index = match cable {
+            Cable::EventsAtOnce => self.next_index(),
+            Cable::DelayedEvents => near_index,
+        };
+        let made = Port::make(owner, self.switches.clone(), switch, port, near_index, far_index)?;
+        let key = (host.to_owned(), port.to_owned());
+        self.ports.insert(key, made);
+        self.port(host, port)
+    }
+
+    /// Indexes are unique in the whole lab, so that no pair shares one by accident.
+    fn next_index(&self) -> u32 {
+        self.next_index.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn unknown(&self, what: String) -> LabError {
+        LabError::Unknown { lab: self.name.clone(), what }
+    }
+}
+
+/// A port of a host with its cable to the switch.
+#[derive(Clone, Debug)]
+pub struct Port {
+    host: Host,
+    switches: Host,
+    interface: String,
+    switch_end: Arc<str>,
+    near_index: u32,
+    far_index: u32,
+    mac: Mac,
+}
+
+impl Port {
+    fn make(
+        host: Host,
+        switches: Host,
+        switch: Switch,
+        interface: &str,
+        near_index: u32,
+        far_index: u32,
+    ) -> Result<Port, LabError> {
+        let far_name = format!("{}-{interface}", host.name());
+        if interface.is_empty() || far_name.len() > 15 || far_name.contains(['/', ':', ' ']) {
+            return Err(bad_name(
+                &far_name,
+                "an interface name has at most 15 bytes and no slash, colon or space",
+            ));
+        }
+        let mac = mac_of(near_index, 0);
+        let near = VethEnd { name: interface, index: near_index, mac };
+        let far = VethEnd { name: &far_name, index: far_index, mac: mac_of(near_index, 1) };
+        let other: BorrowedFd = switches.namespaces().network();
+        host.netlink().add_veth(near, far, other)?;
+        switches.netlink().set_master(far_index, switch.bridge)?;
+        switches.netlink().set_up(far_index, true)?;
+        host.netlink().set_up(near_index, true)?;
+        let switch_end = far_name.into();
+        Ok(Port { host, switches, interface: interface.to_owned(), switch_end, near_index, far_index, mac })
+    }
+
+    /// Its host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The namespace of the switch it is cabled to.
+    pub fn switches(&self) -> &Host {
+        &self.switches
+    }
+
+    /// Name of the host's end.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Name of the switch's end, `<host>-<interface>`.
+    pub fn switch_end(&self) -> &Arc<str> {
+        &self.switch_end
+    }
+
+    /// Index of the host's end, in the host.
+    pub fn index(&self) -> u32 {
+        self.near_index
+    }
+
+    /// Index of the switch's end, among the switches.
+    pub fn switch_index(&self) -> u32 {
+        self.far_index
+    }
+
+    /// Hardware address of the host's end.
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// Gives it an address.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add_address(&self, address: IpNet) -> Result<(), LabError> {
+        self.host.netlink().add_address(self.near_index, address)
+    }
+
+    /// Takes an address from it; returns the time just before.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete_address(&self, address: IpNet) -> Result<Duration, LabError> {
+        self.host.netlink().delete_address(self.near_index, address)
+    }
+
+    /// Carrier off, as when the cable is pulled: the switch's end goes down. Returns the time just before.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn cut(&self) -> Result<Duration, LabError> {
+        self.switches.netlink().set_up(self.far_index, false)
+    }
+
+    /// Carrier on again. Returns the time just before.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn restore(&self) -> Result<Duration, LabError> {
+        self.switches.netlink().set_up(self.far_index, true)
+    }
+
+    /// `ip link set ... down` on the host; routes and IPv6 addresses of the interface go with it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn admin_down(&self) -> Result<Duration, LabError> {
+        self.host.netlink().set_up(self.near_index, false)
+    }
+
+    /// `ip link set ... up` on the host.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn admin_up(&self) -> Result<Duration, LabError> {
+        self.host.netlink().set_up(self.near_index, true)
+    }
+
+    /// Deletes the interface. [`Lab::add_port`] cables a new one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete(&self) -> Result<Duration, LabError> {
+        self.host.netlink().delete_link(self.near_index)
+    }
+}
+
+/// Locally administered, one per port and side.
+fn mac_of(index: u32, side: u8) -> Mac {
+    let [a, b, c, d] = index.to_be_bytes();
+    Mac([2, side, a, b, c, d])
+}
+
+fn bad_name(name: &str, why: &'static str) -> LabError {
+    LabError::BadName { name: name.to_owned(), why }
+}
