@@ -19,8 +19,8 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
-use crate::slow;
 use crate::slow::clean::{self, Cleaned};
+use crate::{demo, slow};
 
 /// Exit status of a bad configuration (EX_USAGE of sysexits.h, as in the program's documentation).
 pub const BAD_CONFIGURATION: u8 = 64;
@@ -128,7 +128,7 @@ impl Cli {
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
             Command::Clean => clean(&load(file)?),
-            Command::Demo => demo(),
+            Command::Demo => Ok(demo::run()?),
         }
     }
 
@@ -160,13 +160,4 @@ fn clean(loaded: &Loaded) -> Result<(), CliError> {
         "removed {addresses} addresses, {routes} routes, {rules} rules, and the kernel programs"
     )?;
     Ok(())
-}
-
-fn demo() -> Result<(), CliError> {
-    // CALL SITE: baton::demo::run()
-    Err(not_in_this_build("demo", &()))
-}
-
-fn not_in_this_build<T: ?Sized>(command: &str, _: &T) -> CliError {
-    CliError::Other(format!("`{command}` is not in this build; use a later one"))
 }

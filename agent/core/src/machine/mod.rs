@@ -68,6 +68,8 @@ pub struct Machine {
     repeats: announce::Repeats,
     conflicts: Vec<Conflict>,
     repair_at: Option<Time>,
+    /// How much of the exponential weights the samples so far make up: near 0 at first, later 1.
+    sampled: f64,
     failovers: u64,
     #[serde(skip)]
     out: Vec<Effect>,
@@ -90,7 +92,7 @@ struct Vip {
     segment: String,
     /// Index into `ports`.
     port: Option<usize>,
-    /// Bytes per second, exponentially weighted.
+    /// Bytes per second, exponentially weighted over the time that has been sampled.
     rate: f64,
 }
 
@@ -403,9 +405,11 @@ impl Machine {
             return;
         }
         let keep = 0.5f64.powf(seconds / RATE_HALF_LIFE.as_secs_f64());
+        let before = keep * self.sampled;
+        self.sampled = before + 1.0 - keep;
         for (address, vip) in &mut self.vips {
             let rate = sample.bytes.get(address).copied().unwrap_or(0) as f64 / seconds;
-            vip.rate = keep * vip.rate + (1.0 - keep) * rate;
+            vip.rate = (before * vip.rate + (1.0 - keep) * rate) / self.sampled;
         }
         for port in &mut self.ports {
             port.speed = port.ifindex().and_then(|i| sample.speed.get(&i).copied());

@@ -511,6 +511,22 @@ fn a_thousand_addresses_move_in_chunks_and_their_repeats_are_paced() {
 }
 
 #[test]
+fn rates_are_right_from_the_first_sample_and_halve_in_thirty_seconds() {
+    let mut m = serving(config(&["a"], &[("s", 1, &["10.0.0.10/24"])]));
+    let second = Duration::from_secs(1);
+    let bytes = BTreeMap::from([(ip("10.0.0.10"), 1_000)]);
+    m.handle(S, Input::Sample(Sample { over: second, bytes: bytes.clone(), ..Sample::default() }));
+    assert_eq!(m.vips[&ip("10.0.0.10")].rate.round(), 1_000.0);
+    for _ in 0..600 {
+        m.handle(S, Input::Sample(Sample { over: second, bytes: bytes.clone(), ..Sample::default() }));
+    }
+    for _ in 0..30 {
+        m.handle(S, Input::Sample(Sample { over: second, ..Sample::default() }));
+    }
+    assert_eq!(m.vips[&ip("10.0.0.10")].rate.round(), 500.0);
+}
+
+#[test]
 fn the_same_inputs_give_the_same_effects_from_a_saved_machine() {
     let m = serving(config(&["a", "b"], &[("s", 1, &["10.0.0.10/24", "fd00:10::10/64"])]));
     let saved = serde_json::to_string(&m).unwrap();
