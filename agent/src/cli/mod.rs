@@ -6,7 +6,11 @@
 mod check;
 mod events;
 mod log;
+#[cfg(test)]
+mod samples;
 mod status;
+#[cfg(test)]
+mod tests;
 mod text;
 mod top;
 
