@@ -265,3 +265,7 @@ fn older(path: &Path) -> PathBuf {
     name.push(".1");
     name.into()
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

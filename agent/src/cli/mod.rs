@@ -7,7 +7,11 @@ mod check;
 mod events;
 mod log;
 mod replay;
+#[cfg(test)]
+mod samples;
 mod status;
+#[cfg(test)]
+mod tests;
 mod text;
 mod top;
 

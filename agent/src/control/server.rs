@@ -77,12 +77,16 @@ pub fn bind(config: &ControlConfig) -> Result<UnixListener, BindError> {
             _ => {}
         }
         let listener = UnixListener::bind(&making)?;
+        // A group that isn't there, or may not be used (without CAP_CHOWN), leaves the socket to root.
         let group = Group::from_name(&config.group).ok().flatten();
-        match &group {
-            Some(group) => chown(&making, None, Some(group.gid))?,
-            None => tracing::debug!(group = config.group, "no such group: only root may use the socket"),
-        }
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
+        let given = group.is_some_and(|group| match chown(&making, None, Some(group.gid)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(group = config.group, %error, "only root may use the control socket");
+                false
+            }
+        });
+        let mode = if given { 0o660 } else { 0o600 };
         std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode))?;
         std::fs::rename(&making, socket)?;
         Ok(listener)

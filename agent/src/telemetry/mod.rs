@@ -5,6 +5,8 @@
 mod collect;
 mod http;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;

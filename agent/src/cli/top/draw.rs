@@ -52,21 +52,18 @@ fn pane(title: String) -> Block<'static> {
 }
 
 fn draw_head(frame: &mut Frame<'_>, area: Rect, view: &View) {
-    let mut spans = vec![Span::styled("baton ", style(Tint::Heading))];
-    if let Some((status, _)) = &view.status {
-        let v = &status.snapshot;
-        let load = v.nodes.iter().find(|n| n.name == v.node).map_or(0.0, |n| n.load);
-        spans.push(Span::raw(format!(
-            "{}  incarnation {}  load {}  failovers {}",
-            one_line(&v.node),
-            v.incarnation,
-            percent(load),
-            v.failovers
-        )));
-    }
-    match view.doubt() {
-        Some(why) => spans.push(Span::styled(format!("  {}", one_line(&why)), style(Tint::Bad))),
-        None => spans.push(Span::raw("  q quits")),
+    let node = view.status.as_ref().map_or("", |(s, _)| s.snapshot.node.as_str());
+    let mut spans = vec![Span::styled(format!("baton {}  ", one_line(node)), style(Tint::Heading))];
+    match (view.doubt(), &view.status) {
+        (Some(why), _) => spans.push(Span::styled(one_line(&why), style(Tint::Bad))),
+        (None, Some((status, _))) => {
+            let v = &status.snapshot;
+            let load = v.nodes.iter().find(|n| n.name == v.node).map_or(0.0, |n| n.load);
+            let (incarnation, load, failovers) = (v.incarnation, percent(load), v.failovers);
+            let text = format!("incarnation {incarnation}  load {load}  failovers {failovers}  q quits");
+            spans.push(Span::raw(text));
+        }
+        (None, None) => {}
     }
     let mut lines = vec![Line::from(spans)];
     if let Some((status, _)) = &view.status
@@ -120,7 +117,7 @@ fn draw_servers(frame: &mut Frame<'_>, area: Rect, status: &Status, offset: usiz
                 None => Cell::from("no port").style(style(Tint::Bad)),
             };
             let address = Cell::from(format!("  {}", a.address));
-            Row::new([address, port, Cell::default(), Cell::default(), Cell::from(rate(a.rate))])
+            Row::new([address, port, Cell::from(""), Cell::from(""), Cell::from(rate(a.rate))])
         }));
     }
     let visible = usize::from(area.height.saturating_sub(3));
