@@ -64,7 +64,7 @@ impl Port {
     /// What the socket says.
     pub fn send_frame(&self, frame: &[u8]) -> Result<(), LabError> {
         let index = self.index();
-        self.host().open("send a frame", || PacketSocket::open(index)?.send(frame))
+        self.host().open("send a frame", || PacketSocket::sender(index)?.send(frame))
     }
 }
 

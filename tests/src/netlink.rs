@@ -25,7 +25,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::clock;
-use crate::error::LabError;
+use crate::error::{Context, LabError};
 use crate::namespace::{Namespaces, open_inside};
 use crate::wire::Mac;
 
@@ -54,6 +54,15 @@ impl Netlink {
     /// When the socket can't be made.
     pub fn open(host: &str, inside: &Namespaces) -> Result<Netlink, LabError> {
         let channel = open_inside(inside, "open a netlink socket", Channel::open)?;
+        Ok(Netlink { host: host.to_owned(), channel: Mutex::new(channel) })
+    }
+
+    /// Opens the socket in the calling thread's network namespace; `host` is for messages.
+    ///
+    /// # Errors
+    /// When the socket can't be made.
+    pub fn here(host: &str) -> Result<Netlink, LabError> {
+        let channel = Channel::open().context(|| "open a netlink socket".into())?;
         Ok(Netlink { host: host.to_owned(), channel: Mutex::new(channel) })
     }
 

@@ -43,13 +43,39 @@ impl PacketSocket {
     /// # Errors
     /// The failed system call's.
     pub fn open(index: u32) -> io::Result<PacketSocket> {
-        // Protocol 0 until bound: nothing of another interface gets in between.
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+        let socket = Self::unbound()?;
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        bind(&socket, index)?;
+        bind(&socket, index, libc::ETH_P_ALL as u16)?;
         Ok(PacketSocket { socket })
+    }
+
+    /// Like [`PacketSocket::open`], for ARP and ICMPv6 alone; the kernel drops the rest before it wakes anybody.
+    ///
+    /// # Errors
+    /// The failed system call's.
+    pub fn open_claims(index: u32) -> io::Result<PacketSocket> {
+        let socket = Self::unbound()?;
+        filter_claims(&socket)?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        bind(&socket, index, libc::ETH_P_ALL as u16)?;
+        Ok(PacketSocket { socket })
+    }
+
+    /// A socket that sends only: nothing is queued to it.
+    ///
+    /// # Errors
+    /// The failed system call's.
+    pub fn sender(index: u32) -> io::Result<PacketSocket> {
+        let socket = Self::unbound()?;
+        bind(&socket, index, 0)?;
+        Ok(PacketSocket { socket })
+    }
+
+    /// Protocol 0: until it is bound, nothing of another interface gets in.
+    fn unbound() -> io::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        Ok(socket(AddressFamily::Packet, SockType::Raw, flags, None)?)
     }
 
     /// Sends one frame.
@@ -130,14 +156,43 @@ pub(crate) fn wait_readable(descriptors: &[BorrowedFd], limit: Duration) -> io::
     }
 }
 
-fn bind(socket: &OwnedFd, index: u32) -> io::Result<()> {
+fn bind(socket: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: every field of the struct is an integer, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the pointer is to a live sockaddr_ll of that length.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Accepts ARP, and IPv6 whose first next header is ICMPv6 (classic BPF, bpf(4)).
+fn filter_claims(socket: &OwnedFd) -> io::Result<()> {
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load_half = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
+    let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let mut program = [
+        op(load_half, 0, 0, 12),
+        op(equal, 3, 0, 0x0806),
+        op(equal, 0, 3, 0x86dd),
+        op(load_byte, 0, 0, 20),
+        op(equal, 0, 1, 58),
+        op(libc::BPF_RET, 0, 0, u32::MAX),
+        op(libc::BPF_RET, 0, 0, 0),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the filter and the instructions it points to outlive the call, which copies them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -105,7 +105,15 @@ impl Watcher {
     /// # Errors
     /// When a socket or thread can't be made.
     pub fn start<'a>(ports: impl IntoIterator<Item = &'a Port>) -> Result<Watcher, LabError> {
-        Watcher::launch(ports, false)
+        Watcher::launch(ports, false, PacketSocket::open)
+    }
+
+    /// Watches ARP and ICMPv6 alone: costs nothing while a busy stream goes by, and knows nothing of it.
+    ///
+    /// # Errors
+    /// As [`Watcher::start`].
+    pub fn claims<'a>(ports: impl IntoIterator<Item = &'a Port>) -> Result<Watcher, LabError> {
+        Watcher::launch(ports, false, PacketSocket::open_claims)
     }
 
     /// Like [`Watcher::start`], and keeps UDP and TCP frames too: for short runs.
@@ -113,7 +121,7 @@ impl Watcher {
     /// # Errors
     /// As [`Watcher::start`].
     pub fn everything<'a>(ports: impl IntoIterator<Item = &'a Port>) -> Result<Watcher, LabError> {
-        Watcher::launch(ports, true)
+        Watcher::launch(ports, true, PacketSocket::open)
     }
 
     /// The frames kept so far, oldest first.
@@ -210,11 +218,15 @@ impl Watcher {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
-    fn launch<'a>(ports: impl IntoIterator<Item = &'a Port>, everything: bool) -> Result<Watcher, LabError> {
+    fn launch<'a>(
+        ports: impl IntoIterator<Item = &'a Port>,
+        everything: bool,
+        open: fn(u32) -> io::Result<PacketSocket>,
+    ) -> Result<Watcher, LabError> {
         let mut sockets = Vec::new();
         for port in ports {
             let index = port.switch_index();
-            let socket = port.switches().open("open a packet socket", || PacketSocket::open(index))?;
+            let socket = port.switches().open("open a packet socket", || open(index))?;
             sockets.push((port.switch_end().clone(), socket));
         }
         let shared = Arc::new(Shared::default());
@@ -260,7 +272,7 @@ impl Reader {
         for (port, socket) in &self.sockets {
             // A batch at a time, so that one busy port doesn't hide the others.
             for _ in 0..256 {
-                match next(socket, offset) {
+                match socket.receive(offset) {
                     Ok(Some(received)) => news.extend(frame(port, received)),
                     Ok(None) => break,
                     Err(_) => break, // ENETDOWN, once, when the port is cut
@@ -326,10 +338,6 @@ impl Seen {
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Seen> {
     shared.seen.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn next(socket: &PacketSocket, offset: RealtimeOffset) -> io::Result<Option<Received>> {
-    socket.receive(offset)
 }
 
 fn frame(port: &Arc<str>, received: Received) -> Option<Frame> {

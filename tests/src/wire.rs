@@ -149,6 +149,13 @@ pub fn arp_reply(from: Mac, sender: Ipv4Addr, to: Mac, target: Ipv4Addr) -> Vec<
     arp_frame(to, from, true, (from, sender), (to, target))
 }
 
+/// The two gratuitous forms, request and reply. The reply carries the sender's hardware address as target, too: Linux
+/// takes it as gratuitous only then.
+pub fn gratuitous_arp(from: Mac, address: Ipv4Addr) -> [Vec<u8>; 2] {
+    let own = (from, address);
+    [arp_request(from, address, address), arp_frame(Mac::BROADCAST, from, true, own, own)]
+}
+
 fn arp_frame(to: Mac, from: Mac, reply: bool, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
     let mut frame = Vec::with_capacity(60);
     ethernet(&mut frame, to, from, ETHERTYPE_ARP);

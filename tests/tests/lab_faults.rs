@@ -119,7 +119,7 @@ fn one_direction_is_lost_and_the_carrier_stays() -> Result<()> {
 #[test]
 fn the_watcher_tells_who_answers_where() -> Result<()> {
     let lab = lab("watcher")?;
-    let watcher = Watcher::start(lab.ports())?;
+    let watcher = Watcher::claims(lab.ports())?;
     let client = lab.port("client", "p0")?;
     let port = lab.port("fs1", "p0")?;
     for (address, kind) in addresses().into_iter().zip([AnswerKind::ArpReply, AnswerKind::Advertisement]) {
