@@ -9,8 +9,8 @@
 //! | `port_in_full` | TC ingress where XDP is refused altogether | yes | yes |
 //! | `port_tx` | TC egress | yes | yes |
 //!
-//! Nothing here may decide where an address lives: the programs read `VIPS4`, `VIPS6`, `SERVERS` and `LEASE`, and the
-//! agent alone writes them. A frame that cannot be parsed is passed on untouched.
+//! Nothing here may decide where an address lives: the programs read `VIPS`, `SERVERS` and `LEASE`, and the agent
+//! alone writes them. A frame that cannot be parsed is passed on untouched.
 //!
 //! Needs Linux 5.18 (`bpf_xdp_get_buff_len`).
 #![no_std]

@@ -2,14 +2,20 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
-use baton_common::{Counters, Diagnostics, Lease, MAX_PORTS, MAX_SERVERS, MAX_VIPS, Server, Vip};
+use baton_common::{
+    BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_PORTS, MAX_SERVERS, MAX_VIPS, Server, bucket4,
+    bucket6,
+};
 
-/// IPv4 virtual IPs.
+/// The virtual IPs, by counter slot.
 #[map]
-pub static VIPS4: HashMap<[u8; 4], Vip> = HashMap::with_max_entries(MAX_VIPS, 0);
-/// IPv6 virtual IPs.
+pub static VIPS: Array<baton_common::Vip> = Array::with_max_entries(MAX_VIPS, 0);
+/// For every hash of an IPv4 address, one more than the slot of the first virtual IP that has it.
 #[map]
-pub static VIPS6: HashMap<[u8; 16], Vip> = HashMap::with_max_entries(MAX_VIPS, 0);
+pub static BUCKETS4: Array<u32> = Array::with_max_entries(BUCKETS, 0);
+/// The same for IPv6.
+#[map]
+pub static BUCKETS6: Array<u32> = Array::with_max_entries(BUCKETS, 0);
 /// Serving marks of the virtual servers.
 #[map]
 pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);
@@ -32,24 +38,47 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 #[map]
 pub static REPORTED: LruHashMap<[u8; 16], u64> = LruHashMap::with_max_entries(1024, 0);
 
+/// A virtual IP, as it was when it was looked up.
+#[derive(Clone, Copy)]
+pub struct Vip {
+    /// Its counters.
+    pub slot: u32,
+    /// Interface index of the port that it is bound to; 0: none.
+    pub port: u32,
+    /// Its virtual server.
+    pub server: u32,
+}
+
 /// The virtual IP at an IPv4 address.
 #[inline(always)]
-pub fn vip4(address: &[u8; 4]) -> Option<&'static Vip> {
-    // SAFETY: the agent replaces an entry whole. An entry that is replaced while a program reads it may at worst show
-    // the value of another virtual IP to that one frame; all values are in bounds of the maps they point into.
-    unsafe { VIPS4.get(address) }
+pub fn vip4(address: &[u8; 4]) -> Option<Vip> {
+    find(BUCKETS4.get(bucket4(*address))?, |vip| vip.address.first_chunk() == Some(address))
 }
 
 /// The virtual IP at an IPv6 address.
 #[inline(always)]
-pub fn vip6(address: &[u8; 16]) -> Option<&'static Vip> {
-    // SAFETY: as in `vip4`.
-    unsafe { VIPS6.get(address) }
+pub fn vip6(address: &[u8; 16]) -> Option<Vip> {
+    find(BUCKETS6.get(bucket6(*address))?, |vip| vip.address == *address)
+}
+
+/// Walks a chain.
+#[inline(always)]
+fn find(first: &u32, is_wanted: impl Fn(&baton_common::Vip) -> bool) -> Option<Vip> {
+    let mut link = *first;
+    for _ in 0..MAX_CHAIN {
+        let slot = link.checked_sub(1)?;
+        let vip = VIPS.get(slot)?;
+        if is_wanted(vip) {
+            return Some(Vip { slot, port: vip.port, server: vip.server });
+        }
+        link = vip.next;
+    }
+    None
 }
 
 /// Changes this CPU's counters of a virtual IP.
 #[inline(always)]
-pub fn count(vip: &Vip, change: impl FnOnce(&mut Counters)) {
+pub fn count(vip: Vip, change: impl FnOnce(&mut Counters)) {
     if let Some(counters) = COUNTERS.get_ptr_mut(vip.slot) {
         // SAFETY: the entry belongs to this CPU, and no other program runs on it until this one returns or, where one
         // interrupts it, an increment at most is lost.

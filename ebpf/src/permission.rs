@@ -1,7 +1,7 @@
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns};
-use baton_common::{LEASE_ENDLESS, Vip};
+use baton_common::LEASE_ENDLESS;
 
-use crate::maps::{LEASE, SERVERS};
+use crate::maps::{LEASE, SERVERS, Vip};
 
 /// This node may serve the address now.
 #[derive(Clone, Copy)]
@@ -14,7 +14,7 @@ impl Permission {
     /// May the address be served? Its virtual server's mark must be the kernel's incarnation, and the lease must not
     /// have ended. The precise clock (20 ns) is read only where the lease has an end.
     #[inline(always)]
-    pub fn ask(vip: &Vip) -> Option<Self> {
+    pub fn ask(vip: Vip) -> Option<Self> {
         let server = SERVERS.get_ptr(vip.server)?;
         let lease = LEASE.get_ptr(0)?;
         // SAFETY: both are entries of array maps, which never go away; every bit pattern is valid. Volatile, because

@@ -2,11 +2,10 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use baton_common::Vip;
 use network_types::arp::ArpHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::maps::{count, diagnose, vip4, vip6};
+use crate::maps::{Vip, count, diagnose, vip4, vip6};
 use crate::nd::{Kind, Neighbour};
 use crate::packet::{Egress, Packet};
 use crate::parse::{Arp, Hook, Ip, Verdict, judge};
@@ -81,7 +80,7 @@ impl Hook<Egress> for Send<'_> {
 
 /// ARP or ND that tells neighbours where the virtual IP is.
 #[inline(always)]
-fn said(packet: &Egress, vip: &Vip) -> Verdict {
+fn said(packet: &Egress, vip: Vip) -> Verdict {
     if Permission::ask(vip).is_none() {
         count(vip, |counters| counters.tx_dropped += 1);
         return Verdict::Drop;
@@ -95,7 +94,7 @@ fn said(packet: &Egress, vip: &Vip) -> Verdict {
 
 /// A packet from a virtual IP.
 #[inline(always)]
-fn traffic(ip: &Ip<Egress>, vip: &Vip) -> Verdict {
+fn traffic(ip: &Ip<Egress>, vip: Vip) -> Verdict {
     let wire = ip.wire();
     if vip.port == 0 || Permission::ask(vip).is_none() {
         count(vip, |counters| counters.tx_dropped += wire.packets);

@@ -3,10 +3,10 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_log_ebpf::info;
-use baton_common::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim, Vip};
+use baton_common::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::maps::{EVENTS, OWN_MACS, REPORTED, count, diagnose, vip4, vip6};
+use crate::maps::{EVENTS, OWN_MACS, REPORTED, Vip, count, diagnose, vip4, vip6};
 use crate::nd::{Kind, Neighbour};
 use crate::packet::Packet;
 use crate::parse::{Arp, Ethernet, Hook, Ip, Verdict};
@@ -102,7 +102,7 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
 impl<C: EbpfContext, const JUDGE: bool, const COUNT: bool> Receive<'_, C, JUDGE, COUNT> {
     /// A packet to a virtual IP, on whatever port: clients with an old neighbour entry still reach it by its last one.
     #[inline(always)]
-    fn traffic<P: Packet>(ip: &Ip<P>, vip: &Vip) -> Verdict {
+    fn traffic<P: Packet>(ip: &Ip<P>, vip: Vip) -> Verdict {
         let at_ns = if JUDGE {
             match Permission::ask(vip) {
                 Some(permission) if COUNT => permission.stamp(),
@@ -139,7 +139,7 @@ impl<C: EbpfContext, const JUDGE: bool, const COUNT: bool> Receive<'_, C, JUDGE,
     fn claimed<P: Packet>(
         &self,
         packet: &P,
-        vip: &Vip,
+        vip: Vip,
         kind: u32,
         family: u16,
         address: [u8; 16],
@@ -196,7 +196,7 @@ impl<C: EbpfContext, const JUDGE: bool, const COUNT: bool> Receive<'_, C, JUDGE,
 
 /// Somebody asks who has the virtual IP.
 #[inline(always)]
-fn asked<P: Packet>(packet: &P, vip: &Vip) -> Verdict {
+fn asked<P: Packet>(packet: &P, vip: Vip) -> Verdict {
     if Permission::ask(vip).is_none() {
         count(vip, |counters| counters.rx_dropped += 1);
         return Verdict::Drop;
@@ -206,7 +206,7 @@ fn asked<P: Packet>(packet: &P, vip: &Vip) -> Verdict {
 
 /// Only the port that the address is bound to may hear what is said about it.
 #[inline(always)]
-fn on_its_port<P: Packet>(packet: &P, vip: &Vip) -> Verdict {
+fn on_its_port<P: Packet>(packet: &P, vip: Vip) -> Verdict {
     if packet.port() == vip.port {
         return Verdict::Pass;
     }

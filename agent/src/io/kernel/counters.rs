@@ -4,56 +4,54 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Pod;
 use aya::maps::{MapData, PerCpuArray};
-use baton_common::{Counters, Diagnostics, MAX_VIPS, Vip};
+use baton_common::{Counters, Diagnostics, Vip};
 
-use super::{KernelError, open_pinned};
+use super::{KernelError, open_pinned, registry};
 
 /// `BPF_MAP_LOOKUP_BATCH` of bpf(2).
 const LOOKUP_BATCH: libc::c_int = 24;
 
 /// Reads counters and diagnostics. It holds descriptors and buffers of its own.
 pub struct CounterReader {
-    vips4: Batch<[u8; 4], Vip>,
-    vips6: Batch<[u8; 16], Vip>,
-    counters: Batch<u32, Counters>,
+    vips: Batch<Vip>,
+    counters: Batch<Counters>,
     diagnostics: PerCpuArray<MapData, Diagnostics>,
+    /// How many slots there are to read.
+    used: Arc<AtomicU32>,
 }
 
 impl CounterReader {
-    pub(super) fn open(maps_dir: &Path) -> Result<Self, KernelError> {
+    pub(super) fn open(maps_dir: &Path, used: Arc<AtomicU32>) -> Result<Self, KernelError> {
         let cpus = aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?;
         Ok(Self {
-            vips4: Batch::open("VIPS4", maps_dir, 1)?,
-            vips6: Batch::open("VIPS6", maps_dir, 1)?,
+            vips: Batch::open("VIPS", maps_dir, 1)?,
             counters: Batch::open("COUNTERS", maps_dir, cpus)?,
             diagnostics: open_pinned(&maps_dir.join("DIAGNOSTICS"))?,
+            used,
         })
     }
 
-    /// The counters of every virtual IP, summed over the CPUs, with the slot that they are kept in. An address that was
+    /// The counters of every virtual IP, summed over the CPUs, in the order of the slots; with the slot that they are kept in. An address that was
     /// forgotten and comes back may have another slot, and starts from zero.
     ///
     /// # Errors
     ///
     /// A map refuses to be read.
     pub fn read(&mut self) -> Result<Vec<(IpAddr, u32, Counters)>, KernelError> {
-        let mut slots: Vec<(IpAddr, u32)> = Vec::new();
-        slots.extend(self.vips4.read(MAX_VIPS)?.map(|(address, vips)| (IpAddr::from(address), vips[0].slot)));
-        slots.extend(self.vips6.read(MAX_VIPS)?.map(|(address, vips)| (IpAddr::from(address), vips[0].slot)));
-        slots.sort_unstable();
-
-        let used = slots.iter().map(|(_, slot)| slot + 1).max().unwrap_or(0);
-        let mut sums = vec![Counters::default(); used as usize];
-        for (slot, values) in self.counters.read(used)? {
-            if let Some(sum) = sums.get_mut(slot as usize) {
-                *sum = values.iter().fold(Counters::default(), add);
+        let used = self.used.load(Ordering::Relaxed);
+        let mut read = Vec::with_capacity(used as usize);
+        let vips = self.vips.read(used)?;
+        for ((slot, vip), (_, values)) in vips.zip(self.counters.read(used)?) {
+            if let Some(address) = registry::address(&vip[0]) {
+                read.push((address, slot, values.iter().fold(Counters::default(), add)));
             }
         }
-        let read = slots.into_iter().map(|(address, slot)| (address, slot, sums[slot as usize]));
-        Ok(read.collect())
+        Ok(read)
     }
 
     /// What the programs saw that belongs to no virtual IP, summed over the CPUs.
@@ -85,12 +83,12 @@ fn add(sum: Counters, cpu: &Counters) -> Counters {
     }
 }
 
-/// A map that is read many entries at a time, each with one value or, in a per-CPU map, one per possible CPU.
-struct Batch<K, V> {
+/// An array that is read many entries at a time, each with one value or, in a per-CPU array, one per possible CPU.
+struct Batch<V> {
     name: &'static str,
     map: MapData,
     values_per_key: usize,
-    keys: Vec<K>,
+    keys: Vec<u32>,
     values: Vec<V>,
 }
 
@@ -107,13 +105,13 @@ struct BatchAttributes {
     flags: u64,
 }
 
-impl<K: Pod + Default, V: Pod + Default> Batch<K, V> {
+impl<V: Pod + Default> Batch<V> {
     fn open(name: &'static str, maps_dir: &Path, values_per_key: usize) -> Result<Self, KernelError> {
         let path = maps_dir.join(name);
         let map = MapData::from_pin(&path).map_err(|source| KernelError::Pinned { path, source })?;
         let info = map.info().map_err(|source| KernelError::map(name, source))?;
         // The kernel writes as many bytes as the map says: they must be as many as the buffers have.
-        if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
+        if info.key_size() as usize != size_of::<u32>() || info.value_size() as usize != size_of::<V>() {
             return Err(KernelError::Layout {
                 name,
                 dir: maps_dir.to_owned(),
@@ -127,13 +125,13 @@ impl<K: Pod + Default, V: Pod + Default> Batch<K, V> {
     }
 
     /// Reads the first `limit` entries, or all if there are fewer, with one system call.
-    fn read(&mut self, limit: u32) -> Result<impl Iterator<Item = (K, &[V])>, KernelError> {
+    fn read(&mut self, limit: u32) -> Result<impl Iterator<Item = (u32, &[V])>, KernelError> {
         let wanted = limit as usize;
         if self.keys.len() < wanted {
-            self.keys.resize(wanted, K::default());
+            self.keys.resize(wanted, 0);
             self.values.resize(wanted * self.values_per_key, V::default());
         }
-        let mut token = [0u8; 16]; // where to go on: a hash map's is four bytes, other maps' a key
+        let mut token = 0u32; // where to go on: the last key
         let mut attributes = BatchAttributes {
             in_batch: 0,
             out_batch: (&raw mut token) as u64,

@@ -36,8 +36,8 @@ use registry::{Addresses, Servers};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baton-ebpf"));
 
 /// Maps that outlive the agent.
-const PINNED_MAPS: [&str; 8] =
-    ["VIPS4", "VIPS6", "SERVERS", "LEASE", "COUNTERS", "DIAGNOSTICS", "OWN_MACS", "EVENTS"];
+const PINNED_MAPS: [&str; 9] =
+    ["VIPS", "BUCKETS4", "BUCKETS6", "SERVERS", "LEASE", "COUNTERS", "DIAGNOSTICS", "OWN_MACS", "EVENTS"];
 
 /// The oldest kernel with all that the programs need (`bpf_xdp_get_buff_len`, XDP with fragments).
 const OLDEST_KERNEL: (u8, u8) = (5, 18);
@@ -47,8 +47,6 @@ pub struct Kernel {
     dir: PathBuf,
     hooks: Hooks,
     ebpf: Ebpf,
-    vips4: HashMap<MapData, [u8; 4], Vip>,
-    vips6: HashMap<MapData, [u8; 16], Vip>,
     server_marks: Array<MapData, Server>,
     lease: Array<MapData, Lease>,
     own_macs: HashMap<MapData, [u8; 6], u32>,
@@ -93,16 +91,16 @@ impl Kernel {
             attach::load(program).map_err(|source| KernelError::program(name, source))?;
         }
 
-        let vips4: HashMap<_, [u8; 4], Vip> = take(&mut ebpf, "VIPS4", &maps_dir)?;
-        let vips6: HashMap<_, [u8; 16], Vip> = take(&mut ebpf, "VIPS6", &maps_dir)?;
+        let addresses = Addresses::read(
+            take(&mut ebpf, "VIPS", &maps_dir)?,
+            take(&mut ebpf, "BUCKETS4", &maps_dir)?,
+            take(&mut ebpf, "BUCKETS6", &maps_dir)?,
+        )?;
         let server_marks = take(&mut ebpf, "SERVERS", &maps_dir)?;
-        let addresses = Addresses::read(&vips4, &vips6)?;
         let servers = Servers::read(&server_marks)?;
         let mut kernel = Self {
             dir: bpffs_dir.to_owned(),
             hooks,
-            vips4,
-            vips6,
             server_marks,
             lease: take(&mut ebpf, "LEASE", &maps_dir)?,
             own_macs: take(&mut ebpf, "OWN_MACS", &maps_dir)?,
@@ -130,25 +128,15 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let server = self.server(server)?;
         let port = port.map_or(0, |IfIndex(port)| port);
-        let slot = match self.addresses.get(address) {
-            Some(vip) => vip.slot,
+        match self.addresses.get(address) {
+            Some((slot, vip)) => self.addresses.rebind(address, slot, Vip { port, server, ..vip }),
             None => {
-                let slot = self
-                    .addresses
-                    .free_slot()
-                    .ok_or(KernelError::Full { what: "virtual IPs", limit: MAX_VIPS })?;
+                let slot = self.addresses.free_slot();
+                let slot = slot.ok_or(KernelError::Full { what: "virtual IPs", limit: MAX_VIPS })?;
                 self.zero(slot)?;
-                slot
+                self.addresses.insert(address, slot, port, server)
             }
-        };
-        let vip = Vip { slot, port, server, reserved: 0 };
-        match address {
-            IpAddr::V4(address) => self.vips4.insert(address.octets(), vip, 0),
-            IpAddr::V6(address) => self.vips6.insert(address.octets(), vip, 0),
         }
-        .map_err(|source| KernelError::map("VIPS", source))?;
-        self.addresses.insert(address, vip);
-        Ok(())
     }
 
     /// Makes the address an ordinary one. It is no error if it isn't a virtual IP.
@@ -157,17 +145,7 @@ impl Kernel {
     ///
     /// The map refuses.
     pub fn forget(&mut self, address: IpAddr) -> Result<(), KernelError> {
-        if self.addresses.get(address).is_none() {
-            return Ok(());
-        }
-        match address {
-            IpAddr::V4(address) => self.vips4.remove(&address.octets()),
-            IpAddr::V6(address) => self.vips6.remove(&address.octets()),
-        }
-        .or_else(unless_missing)
-        .map_err(|source| KernelError::map("VIPS", source))?;
-        self.addresses.remove(address);
-        Ok(())
+        self.addresses.remove(address)
     }
 
     /// Sets the serving mark of a virtual server, or clears it (`None`). It is served while the mark equals the lease's
@@ -280,7 +258,7 @@ impl Kernel {
     ///
     /// A map cannot be opened a second time.
     pub fn reader(&self) -> Result<CounterReader, KernelError> {
-        CounterReader::open(&self.maps_dir())
+        CounterReader::open(&self.maps_dir(), self.addresses.used())
     }
 
     /// The programs' own messages, for the `log` crate. There are few; read them when the descriptor is readable.
