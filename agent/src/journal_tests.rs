@@ -26,11 +26,11 @@ fn a_record_is_one_line_and_reads_back_the_same() {
             segment: "office".into(),
             from: baton_core::PortState::Good,
             to: baton_core::PortState::Down,
-            reason: "line\nend".into(),
+            reason: Some(baton_core::Reason::CarrierLost),
         },
         EventKind::Failover {
             kind: baton_core::FailoverKind::Port,
-            reason: "carrier".into(),
+            reason: baton_core::Reason::CarrierLost,
             moves: vec![baton_core::Rebinding {
                 address: Ipv4Addr::new(10, 0, 0, 10).into(),
                 from: Some("eth0".into()),
@@ -39,7 +39,7 @@ fn a_record_is_one_line_and_reads_back_the_same() {
         },
         EventKind::ForeignClaim {
             address: "fd00::1".parse().expect("an address"),
-            interface: "eth0".into(),
+            interface: "line\nend".into(),
             mac: "02:00:00:00:00:01".into(),
         },
         EventKind::Attached { interface: "eth0".into(), mode: baton_core::Attachment::Native },

@@ -1,4 +1,4 @@
-use baton_core::{EventKind, FailoverKind, PortState, Rebinding};
+use baton_core::{EventKind, FailoverKind, PortState, Reason, Rebinding};
 
 use super::events::describe;
 use super::samples::{record, status};
@@ -67,7 +67,7 @@ fn events_are_one_line_each() {
         segment: "office".into(),
         from: PortState::Good,
         to: PortState::Down,
-        reason: "carrier\nlost".into(),
+        reason: Some(Reason::CarrierLost),
     };
     assert_eq!(
         describe(&record(60, port)),
@@ -81,11 +81,11 @@ fn events_are_one_line_each() {
         })
         .collect();
     let mut failover =
-        record(0, EventKind::Failover { kind: FailoverKind::Port, reason: "carrier".into(), moves });
+        record(0, EventKind::Failover { kind: FailoverKind::Port, reason: Reason::CarrierLost, moves });
     failover.event.failover = Some(3);
     assert_eq!(
         describe(&failover),
-        "1970-01-01 00:00:00.000000Z  [3] port failover: carrier; \
+        "1970-01-01 00:00:00.000000Z  [3] port failover, carrier lost: \
          10.0.0.1 -> eth1, 10.0.0.2 eth0 -> eth1, 10.0.0.3 eth0 -> eth1, and 2 more"
     );
 }

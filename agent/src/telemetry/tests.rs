@@ -1,4 +1,4 @@
-use baton_core::{Event, EventKind, FailoverKind, NodeView, PortState, PortView, ServerView};
+use baton_core::{Event, EventKind, FailoverKind, NodeView, PortState, PortView, Reason, ServerView, Stage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -58,18 +58,19 @@ fn published() -> (Publisher, Published) {
     (publisher, published)
 }
 
-fn failover(reason: &str) -> Event {
-    let kind = EventKind::Failover { kind: FailoverKind::Port, reason: reason.into(), moves: Vec::new() };
-    Event { at: Time(1), failover: Some(1), kind }
+fn failover() -> [Event; 2] {
+    let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
+    let stages = [(Stage::Announced, 140e-6)].into();
+    let begun = EventKind::Failover { kind, reason, moves: Vec::new() };
+    let done = EventKind::FailoverDone { kind, reason, addresses: 1, stages };
+    [begun, done].map(|kind| Event { at: Time(1), failover: Some(1), kind })
 }
 
 #[test]
 fn every_metric_has_its_name_labels_and_value() {
     let (_publisher, published) = published();
     let metrics = Metrics::new(published);
-    metrics.failover(FailoverKind::Port, Stage::Announced, Duration::from_micros(140));
-    metrics.event(&failover("carrier \"lost\"\n"));
-    metrics.event(&failover("carrier \"lost\"\n"));
+    failover().iter().for_each(|e| metrics.event(e));
     let text = metrics.encode().expect("text");
     for line in [
         r#"baton_vip_packets_total{virtual_server="projects",address="10.0.0.10",direction="rx"} 1"#,
@@ -85,7 +86,7 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_failover_seconds_bucket{le="0.0001",kind="port",stage="announced"} 0"#,
         r#"baton_failover_seconds_bucket{le="0.00015",kind="port",stage="announced"} 1"#,
         r#"baton_failover_seconds_count{kind="port",stage="announced"} 1"#,
-        r#"baton_failovers_total{kind="port",reason="carrier \"lost\"\n"} 2"#,
+        r#"baton_failovers_total{kind="port",reason="carrier_lost"} 1"#,
         "baton_lease_remaining_seconds 0.048",
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",

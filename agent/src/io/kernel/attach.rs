@@ -95,14 +95,28 @@ pub enum AttachError {
     Pin(#[from] PinError),
 }
 
-/// Gives a program to the kernel.
+/// How often a program is offered to the kernel again when its verification was interrupted by a signal.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Gives a program to the kernel. Verification ends with EAGAIN when a signal is pending (`bpf_check`).
 pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
-            tracing::error!(kind = ?other.prog_type(), "the object holds a program of a kind that Baton has none of");
-        }),
+    let mut attempt = 1;
+    loop {
+        let result = match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
+                tracing::error!(kind = ?other.prog_type(), "the object holds a program of a kind that Baton has none of");
+            }),
+        };
+        match result {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            other => return other,
+        }
     }
 }
 
