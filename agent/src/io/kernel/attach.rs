@@ -102,7 +102,7 @@ const LOAD_ATTEMPTS: u32 = 5;
 pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
-        let result = match program {
+        let result = match &mut *program {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
