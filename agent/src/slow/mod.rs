@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aya_log::EbpfLogger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -84,8 +87,9 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     if let Err(e) = sysctl::restore(&mut store, &interfaces) {
         tracing::warn!("settings of former ports could not be restored: {e}");
     }
-    let kernel = Kernel::open(&agent.paths.bpffs)?;
+    let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let reader = kernel.reader()?;
+    let messages = kernel.logger()?;
 
     let (publisher, published) = telemetry::channel();
     let publisher = Arc::new(publisher);
@@ -124,6 +128,7 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
         tokio::spawn(sampler.run());
+        tokio::spawn(kernel_messages(messages));
         if let Some(listen) = agent.telemetry.listen {
             match TcpListener::bind(listen).await {
                 Ok(listener) => {
@@ -158,6 +163,20 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     drop(runtime); // ends the sampler, the last to hold a way to the disk thread
     disk.join().map_err(|_| RunError::Panicked)?;
     outcome.and(fast.map_err(RunError::from))
+}
+
+/// Hands the kernel programs' own messages to the log.
+async fn kernel_messages(logger: EbpfLogger<&'static dyn log::Log>) {
+    // SAFETY: the logger owns its ring buffer's descriptor, which stays the same and open until the logger is dropped.
+    let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = match logger {
+        Ok(logger) => logger,
+        Err(e) => return tracing::warn!("the kernel programs' messages can't be read: {e}"),
+    };
+    while let Ok(mut guard) = logger.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
 }
 
 /// Tells systemd that all is well for as long as the fast thread goes round.
