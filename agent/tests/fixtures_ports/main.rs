@@ -5,12 +5,14 @@
 
 mod net;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use baton::io::kernel::{Hooks, Kernel, KernelError, remove_all};
 use baton_common::{Counters, LAYOUT_VERSION, LEASE_ENDLESS, Lease};
-use baton_core::Attachment;
+use baton_core::{Attachment, IfIndex};
 
 use net::{PinDir, Port, Segment, VIP, VIP6, link, port, run};
 
@@ -237,4 +239,125 @@ fn another_program_is_named() {
     let error = Kernel::open(ours.path()).unwrap().attach(port.ifindex, port.name, port.mac).unwrap_err();
     assert!(error.to_string().starts_with("p0 already has an XDP program (id "), "{error}");
     assert!(error.to_string().contains("\"port_rx\""), "{error}");
+}
+
+/// A bulk transfer in both directions: packets are merged and cut by offload, and counted as they are on the wire.
+#[test]
+fn counts_wire_frames_in_spite_of_offload() {
+    const BYTES: usize = 20_000_000;
+    /// Ethernet, IPv4, TCP with time stamps; a full segment.
+    const HEADERS: u64 = 14 + 20 + 32;
+    const FULL: u64 = 14 + 1500;
+    for (purpose, hooks) in [
+        ("offload-native", Hooks::default()),
+        ("offload-generic", Hooks { native: false, ..Hooks::default() }),
+        ("offload-tc", Hooks { native: false, generic: false, ..Hooks::default() }),
+    ] {
+        let transfer = move || {
+            let segment = Segment::new();
+            let pins = PinDir::new(purpose);
+            let mut kernel = Kernel::open_with(pins.path(), hooks).unwrap();
+            segment.bind(&segment.ports[1]);
+            serve(&mut kernel, &segment.ports[1]);
+            attach_all(&mut kernel, &segment);
+
+            let listener = TcpListener::bind((VIP, 2049)).unwrap();
+            let done = segment.client.start(|| {
+                let mut stream = TcpStream::connect((VIP, 2049)).unwrap();
+                stream.write_all(&vec![1; BYTES]).unwrap();
+                let mut received = Vec::new();
+                stream.read_to_end(&mut received).unwrap();
+                received.len()
+            });
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut vec![0; BYTES]).unwrap();
+            stream.write_all(&vec![2; BYTES]).unwrap();
+            drop(stream);
+            assert_eq!(done.recv().unwrap(), BYTES);
+
+            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = counters(&kernel, VIP);
+            for (what, packets, bytes) in [("rx", rx_packets, rx_bytes), ("tx", tx_packets, tx_bytes)] {
+                assert!(
+                    bytes <= packets * FULL,
+                    "{purpose} {what}: {bytes} bytes do not fit in {packets} frames"
+                );
+                let payload = bytes - packets * HEADERS;
+                let most = BYTES as u64 * 11 / 10; // some may have been sent twice
+                assert!(
+                    (BYTES as u64..most).contains(&payload),
+                    "{purpose} {what}: {payload} bytes of payload"
+                );
+            }
+        };
+        std::thread::spawn(transfer).join().unwrap();
+    }
+}
+
+/// Without privileges there is one clear line, and nothing is left behind.
+#[test]
+fn missing_privileges_are_named() {
+    const NOBODY: libc::c_long = 65_534;
+    let pins = PinDir::new("privileges");
+    let path = pins.path().to_owned();
+    let error = std::thread::spawn(move || {
+        // SAFETY: the system call by itself changes the user of this thread only, and with it takes its capabilities.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+        Kernel::open(&path).err().unwrap().to_string()
+    });
+    assert_eq!(
+        error.join().unwrap(),
+        "not permitted to mount a BPF file system: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
+         (CAP_SYS_ADMIN to mount)"
+    );
+    assert!(!pins.path().exists());
+}
+
+/// Addresses keep their slots and counts over a restart; a forgotten one starts anew.
+#[test]
+fn slots_stay_with_addresses() {
+    fn is_for_another_thread<T: Send + 'static>(_: &T) {}
+    let pins = PinDir::new("slots");
+    let vips: Vec<IpAddr> = (0..1000u32)
+        .flat_map(|n| {
+            [
+                IpAddr::from((0x0a00_0000_u32 + n).to_be_bytes()),
+                IpAddr::from(((0xfd_u128 << 120) + u128::from(n)).to_be_bytes()),
+            ]
+        })
+        .collect();
+    let slots = |kernel: &Kernel| -> BTreeMap<IpAddr, u32> {
+        let mut reader = kernel.reader().unwrap();
+        is_for_another_thread(&reader);
+        reader.read().unwrap().into_iter().map(|(address, slot, _)| (address, slot)).collect()
+    };
+    let mut kernel = Kernel::open(pins.path()).unwrap();
+    for (n, vip) in vips.iter().enumerate() {
+        kernel.permit(*vip, if n % 2 == 0 { "even" } else { "odd" }, Some(IfIndex(1 + n as u32))).unwrap();
+    }
+    let before = slots(&kernel);
+    assert_eq!(before.len(), vips.len());
+    drop(kernel);
+
+    let mut kernel = Kernel::open(pins.path()).unwrap();
+    assert_eq!(slots(&kernel), before);
+    assert_eq!(kernel.bound().len(), vips.len());
+    for vip in vips.iter().step_by(3) {
+        kernel.forget(*vip).unwrap();
+        kernel.forget(*vip).unwrap();
+    }
+    kernel.forget_server("nobody").unwrap();
+    let left: BTreeMap<IpAddr, u32> = before
+        .iter()
+        .filter(|(vip, _)| !vips.iter().step_by(3).any(|gone| gone == *vip))
+        .map(|(k, v)| (*k, *v))
+        .collect();
+    assert_eq!(slots(&kernel), left);
+    drop(kernel);
+    let mut kernel = Kernel::open(pins.path()).unwrap();
+    assert_eq!(slots(&kernel), left);
+    for vip in &vips {
+        kernel.permit(*vip, "even", None).unwrap();
+    }
+    assert_eq!(slots(&kernel).len(), vips.len());
+    assert!(kernel.bound().is_empty());
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use baton_common::LAYOUT_VERSION;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -40,19 +41,23 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, KernelError> {
 /// Mounts a BPF file system at the folder; where that can't be made (`/sys/fs/bpf/baton`, with nothing mounted below
 /// `/sys/fs`), at its parent.
 fn mount_bpffs(dir: &Path) -> Result<(), KernelError> {
+    let existed = dir.exists();
     let made = fs::create_dir_all(dir);
     let point = match (&made, dir.parent()) {
         (Err(_), Some(parent)) if parent.is_dir() => parent,
         _ => dir,
     };
-    mount(
-        Some(MOUNT_SOURCE),
-        point,
-        Some("bpf"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        Some("mode=0700"),
-    )
-    .map_err(|source| KernelError::Bpffs { path: point.to_owned(), source: source.into() })
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some(MOUNT_SOURCE), point, Some("bpf"), flags, Some("mode=0700"));
+    mounted.map_err(|error| {
+        if !existed {
+            let _ = fs::remove_dir(dir); // best effort: what matters is why there is no mount
+        }
+        match error {
+            Errno::EPERM => KernelError::Privilege { what: "mount a BPF file system" },
+            error => KernelError::Bpffs { path: point.to_owned(), source: error.into() },
+        }
+    })
 }
 
 fn is_bpffs(path: &Path) -> bool {
