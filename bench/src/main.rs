@@ -1,25 +1,40 @@
-//! Benchmarks of Baton.
+//! Baton's benchmarks: latency and throughput of Baton and of its peers, measured in the same run on the same topology.
 
+mod carrier;
+mod chart;
+mod floor_agent;
+mod html;
+mod load;
+mod node;
+mod port_failover;
+mod report;
+mod run;
+mod system;
 mod xdp_cost;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
-/// Latency and throughput benchmarks of Baton and its peers, measured in the same run.
-#[derive(Parser)]
-#[command(name = "baton-bench")]
-struct Arguments {
-    #[command(subcommand)]
-    bench: Bench,
-}
-
-#[derive(Subcommand)]
-enum Bench {
+/// Benchmarks of Baton and its peers. They need root, and touch nothing outside network namespaces of their own.
+#[derive(Debug, Parser)]
+#[command(name = "baton-bench", version)]
+enum Command {
+    /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
+    PortFailover(port_failover::Arguments),
     /// Nanoseconds per packet of the kernel programs, above an empty program.
     XdpCost(xdp_cost::Options),
+    /// The floor's own process; started by `port-failover`.
+    #[command(hide = true)]
+    FloorAgent(floor_agent::Arguments),
+    /// Keeps a CPU busy until killed; started for `--load busy`.
+    #[command(hide = true)]
+    Spin,
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().bench {
-        Bench::XdpCost(options) => xdp_cost::run(&options),
+    match Command::parse() {
+        Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::XdpCost(options) => xdp_cost::run(&options),
+        Command::FloorAgent(arguments) => floor_agent::main(&arguments),
+        Command::Spin => load::spin(),
     }
 }

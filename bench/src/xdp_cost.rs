@@ -23,7 +23,7 @@ use serde::Serialize;
 use raw::{Hook, Walk};
 
 /// Options of `xdp-cost`.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Options {
     /// How often each scenario is measured.
     #[arg(long, default_value_t = 31)]

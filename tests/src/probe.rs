@@ -179,6 +179,12 @@ impl ProbeResult {
         gaps.filter(|gap| gap.to >= from && gap.from <= to).max_by_key(Gap::length)
     }
 
+    /// The longest time between two successive replies that both arrived in `from..to`.
+    pub fn longest_gap_within(&self, from: Duration, to: Duration) -> Option<Gap> {
+        let gaps = self.received.windows(2).map(|pair| Gap { from: pair[0].1, to: pair[1].1 });
+        gaps.filter(|gap| gap.from >= from && gap.to <= to).max_by_key(Gap::length)
+    }
+
     /// Datagrams that were sent and not answered.
     pub fn lost(&self) -> usize {
         self.sent.len().saturating_sub(self.received.len())

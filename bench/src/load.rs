@@ -1,0 +1,52 @@
+//! The busy machine: two spinning processes for every CPU, at ordinary priority.
+
+use std::hint::black_box;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use baton_lab::{Host, Process, clock};
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// What else the machine does during a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Load {
+    /// Nothing of ours.
+    Idle,
+    /// Two spinning processes for every CPU.
+    Busy,
+}
+
+impl Load {
+    /// As in the rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Load::Idle => "idle",
+            Load::Busy => "busy",
+        }
+    }
+
+    /// Starts it; it ends when the processes are dropped. `host` only holds them.
+    pub fn start(self, host: &Host) -> Result<Vec<Process>> {
+        let count = match self {
+            Load::Idle => 0,
+            Load::Busy => 2 * clock::cpus(),
+        };
+        let program = std::env::current_exe().context("find the running program")?;
+        let spinner = || {
+            let mut command = Command::new(&program);
+            command.arg("spin");
+            host.spawn(command)
+        };
+        Ok((0..count).map(|_| spinner()).collect::<Result<_, _>>()?)
+    }
+}
+
+/// One spinning process.
+pub fn spin() -> Result<()> {
+    let mut number = 0u64;
+    loop {
+        number = black_box(number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+}

@@ -1,0 +1,91 @@
+//! One system at work in its host, with the bench's eyes on it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use baton_lab::{Cable, Echo, Lab, Port, Watcher, clock};
+
+use crate::carrier::CarrierLog;
+use crate::port_failover::Scenario;
+use crate::system::{Kind, Place, System};
+
+/// The echo's UDP port.
+const ECHO_PORT: u16 = 7777;
+/// SCHED_FIFO priority of client and echo: a busy machine shall measure the system, not its client. Below the systems.
+pub const CLIENT_PRIORITY: i32 = 10;
+/// How long a system may take to serve its address before that is a failure.
+const SERVED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A system that runs.
+pub struct Node {
+    /// What kind of system.
+    pub kind: Kind,
+    /// How its ports are cabled.
+    pub scenario: Scenario,
+    /// Its host and address.
+    pub place: Place,
+    /// The system.
+    pub system: Box<dyn System>,
+    /// Link events of its host.
+    pub carrier: CarrierLog,
+    /// Announcements on its ports.
+    pub watcher: Watcher,
+    _echo: Echo,
+}
+
+impl Node {
+    /// Starts the system in its host, and waits until it serves.
+    pub fn start(lab: &Lab, kind: Kind, scenario: Scenario, place: Place) -> Result<Node> {
+        let mut system = kind.system();
+        let host = lab.host(&place.host)?;
+        let echo = Echo::start(host, (place.vip, ECHO_PORT).into(), Some(CLIENT_PRIORITY))?;
+        let carrier = CarrierLog::start(host)?;
+        let watcher = Watcher::claims([lab.port(&place.host, "p0")?, lab.port(&place.host, "p1")?])?;
+        system.start(lab, &place)?;
+        let node = Node { kind, scenario, place, system, carrier, watcher, _echo: echo };
+        node.holder(lab).with_context(|| format!("{} doesn't start", kind.name()))?;
+        Ok(node)
+    }
+
+    /// Where probes go to.
+    pub fn target(&self) -> SocketAddr {
+        (self.place.vip, ECHO_PORT).into()
+    }
+
+    /// The virtual IP.
+    pub fn vip(&self) -> IpAddr {
+        self.place.vip.into()
+    }
+
+    /// The port that alone answers for the address, waiting for it.
+    pub fn holder<'a>(&self, lab: &'a Lab) -> Result<&'a Port> {
+        let client = lab.port("client", "p0")?;
+        let ports = [lab.port(&self.place.host, "p0")?, lab.port(&self.place.host, "p1")?];
+        let end = clock::now() + SERVED_WITHIN;
+        let mut holders = Vec::new();
+        while clock::now() < end {
+            holders = client.holders(self.vip(), Duration::from_millis(3))?;
+            if let [holder] = holders[..]
+                && let Some(port) = ports.into_iter().find(|port| port.mac() == holder)
+            {
+                return Ok(port);
+            }
+        }
+        bail!(
+            "{}: not one port answers for {} after {} s, but {holders:?}\n{}",
+            self.kind.name(),
+            self.place.vip,
+            SERVED_WITHIN.as_secs(),
+            self.system.complaint()
+        )
+    }
+}
+
+/// The cable of a scenario.
+pub fn cable(scenario: Scenario) -> Cable {
+    match scenario {
+        Scenario::CarrierEventAtOnce => Cable::EventsAtOnce,
+        Scenario::CarrierEventDelayed => Cable::DelayedEvents,
+    }
+}
