@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::journal::Record;
 
-pub use http::{router, serve};
+pub use http::{router, run, serve};
 pub use metrics::{Metrics, Stage};
 
 /// Events that a slow reader may lag behind before it misses some (it is told how many).
@@ -71,6 +71,7 @@ struct Shared {
     /// Boot-time clock of the last [`Publisher::beat`], nanoseconds.
     beat: AtomicU64,
     dropped_inputs: AtomicU64,
+    dropped_reports: AtomicU64,
 }
 
 /// Makes both sides.
@@ -103,6 +104,11 @@ impl Publisher {
     pub fn dropped_input(&self) {
         self.shared.dropped_inputs.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Counts a [`crate::journal::Report`] that was dropped because the slow thread didn't keep up.
+    pub fn dropped_report(&self) {
+        self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Published {
@@ -123,6 +129,11 @@ impl Published {
     /// Inputs dropped because a channel was full.
     pub fn dropped_inputs(&self) -> u64 {
         self.shared.dropped_inputs.load(Ordering::Relaxed)
+    }
+
+    /// Reports dropped because the slow thread didn't keep up.
+    pub fn dropped_reports(&self) -> u64 {
+        self.shared.dropped_reports.load(Ordering::Relaxed)
     }
 
     /// Every event from now on.
