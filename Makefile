@@ -59,7 +59,7 @@ lint: build
 	$(CARGO) fmt --all --check
 	cd ebpf && $(CARGO) fmt --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	ebpf/clippy
+	cd ebpf && $(CARGO) clippy --locked --bin baton-ebpf --target-dir ../target/ebpf -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 bench: setup

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -151,7 +152,7 @@ impl Journal {
     }
 }
 
-/// Writes every event that comes, counts it, and hands it on to those who follow. Ends when the sending side is gone.
+/// Writes every event that comes, counts it, and hands it on to those who follow. Ends when the sending side is gone. To be run on the slow thread: it writes to the disk without further ado.
 pub async fn run(
     mut events: mpsc::Receiver<Event>,
     mut journal: Journal,
@@ -216,38 +217,59 @@ impl Filter {
     }
 }
 
-/// Every record of the folder `state` that passes `keep`, oldest first, at most the last `limit` of them. Lines that
-/// are no records (half-written ones) are passed over. A folder without journal has none.
+/// Hands every record of the folder `state` that passes `keep` to `take`, oldest first, until that returns false.
+/// Lines that are no records (half-written ones) are passed over. A folder without journal has none.
 ///
 /// # Errors
 /// A file is there but can't be read.
-pub fn read(state: &Path, limit: usize, keep: impl Fn(&Record) -> bool) -> Result<Vec<Record>, JournalError> {
+pub fn visit(
+    state: &Path,
+    keep: impl Fn(&Record) -> bool,
+    mut take: impl FnMut(Record) -> bool,
+) -> Result<(), JournalError> {
     let current = state.join(FILE);
-    let mut kept = VecDeque::new();
-    for path in [older(&current), current] {
-        let fail = |source| JournalError { path: path.clone(), operation: "read it", source };
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(fail(e)),
-        };
+    let fail = |path: &Path, source| JournalError { path: path.to_owned(), operation: "read it", source };
+    let open = |path: &Path| match File::open(path) {
+        Ok(file) => file.metadata().map(|m| Some((m.ino(), file))).map_err(|e| fail(path, e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(fail(path, e)),
+    };
+    // Both are opened before either is read, the current one first: if it is rotated meanwhile, it is there twice, and
+    // nothing is missing.
+    let newest = open(&current)?;
+    let oldest = open(&older(&current))?.filter(|(inode, _)| newest.as_ref().is_none_or(|(n, _)| n != inode));
+    for (_, file) in [oldest, newest].into_iter().flatten() {
         for line in BufReader::new(file).split(b'\n') {
-            let Ok(record) = serde_json::from_slice::<Record>(&line.map_err(fail)?) else { continue };
-            if keep(&record) {
-                kept.push_back(record);
-                if kept.len() > limit {
-                    kept.pop_front();
-                }
+            let line = line.map_err(|e| fail(&current, e))?;
+            let Ok(record) = serde_json::from_slice::<Record>(&line) else { continue };
+            if keep(&record) && !take(record) {
+                return Ok(());
             }
         }
     }
+    Ok(())
+}
+
+/// The last `limit` records that pass `keep`, oldest first.
+///
+/// # Errors
+/// As [`visit`].
+pub fn read(state: &Path, limit: usize, keep: impl Fn(&Record) -> bool) -> Result<Vec<Record>, JournalError> {
+    let mut kept = VecDeque::new();
+    visit(state, keep, |record| {
+        kept.push_back(record);
+        if kept.len() > limit {
+            kept.pop_front();
+        }
+        true
+    })?;
     Ok(kept.into())
 }
 
 /// The last `n` records.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`visit`].
 pub fn tail(state: &Path, n: usize) -> Result<Vec<Record>, JournalError> {
     read(state, n, |_| true)
 }
@@ -255,7 +277,7 @@ pub fn tail(state: &Path, n: usize) -> Result<Vec<Record>, JournalError> {
 /// Every record from `time` on.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`visit`].
 pub fn since(state: &Path, time: SystemTime) -> Result<Vec<Record>, JournalError> {
     read(state, usize::MAX, |r| r.time >= time)
 }

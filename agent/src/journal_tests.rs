@@ -127,8 +127,8 @@ async fn a_disk_that_refuses_stops_nobody_and_is_used_again() {
     let (_publisher, published) = telemetry::channel();
     let metrics = Arc::new(Metrics::new(published.clone()));
     let mut live = published.events();
-    let (sender, events) = mpsc::channel(4);
-    let task = tokio::spawn(run(events, Journal::new(&state), published, metrics.clone()));
+    let (sender, reports) = mpsc::channel(4);
+    let task = tokio::spawn(run(reports, Journal::new(&state), published, metrics.clone()));
     for n in 1..=2 {
         sender.send(serving("p", n)).await.expect("taken");
         assert_eq!(epochs(&[(*live.recv().await.expect("told")).clone()]), [n]);
@@ -138,5 +138,6 @@ async fn a_disk_that_refuses_stops_nobody_and_is_used_again() {
     drop(sender);
     task.await.expect("no panic");
     assert_eq!(epochs(&tail(&state, 9).expect("read")), [3]);
-    assert!(metrics.encode().expect("text").contains("baton_journal_errors_total 2\n"));
+    let text = metrics.encode().expect("text");
+    assert!(text.contains("baton_journal_errors_total 2\n"), "{text}");
 }

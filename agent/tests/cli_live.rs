@@ -1,16 +1,18 @@
 //! The program against an agent's control socket: what it prints, and that it notices when the agent goes.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use baton::config::ControlConfig;
 use baton::control::{Server, bind};
 use baton::journal::{Journal, Record};
 use baton::telemetry::{Published, Publisher, boot_time, channel};
 use baton_core::{Event, EventKind, Snapshot};
+use nix::pty::{Winsize, openpty};
 use tokio::sync::oneshot;
 
 /// The slow side of an agent, in this process.
@@ -131,4 +133,41 @@ fn events_follow() {
         agent.happen(epoch);
         assert!(lines.next().expect("the present").ends_with(&format!("serving p, epoch {epoch}")));
     }
+}
+
+#[test]
+fn top_draws_a_terminal_and_q_leaves_it() {
+    let agent = Agent::start();
+    agent.happen(5);
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None).expect("a terminal");
+    let mut command = agent.command(&["top"]);
+    command.env("TERM", "xterm").stdin(pty.slave.try_clone().expect("a copy")).stdout(pty.slave);
+    let mut top = Running(command.stderr(Stdio::piped()).spawn().expect("started"));
+    // It holds the terminal's other end: with it open here, reading would never end.
+    drop(command);
+    let mut terminal = fs::File::from(pty.master);
+    let mut reading = terminal.try_clone().expect("a copy");
+    let (sender, drawn) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        // Linux ends a terminal that nobody holds with EIO.
+        while let Ok(n @ 1..) = reading.read(&mut bytes) {
+            if sender.send(String::from_utf8_lossy(&bytes[..n]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut seen = String::new();
+    // Words only: what is blank already is not drawn again, so there are no spaces between them.
+    while !(seen.contains("fs1") && seen.contains("epoch")) {
+        seen += &drawn.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|e| panic!("{e} after {seen:?}"));
+    }
+    terminal.write_all(b"q").expect("typed");
+    while let Ok(more) = drawn.recv_timeout(Duration::from_secs(60)) {
+        seen += &more;
+    }
+    assert!(top.0.wait().expect("ended").success());
+    // Alternate screen on and off again (xterm, DECSET 1049).
+    assert!(seen.contains("\x1b[?1049h") && seen.contains("\x1b[?1049l"), "{seen:?}");
 }

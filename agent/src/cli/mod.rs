@@ -29,7 +29,7 @@ use crate::{demo, slow};
 /// Exit status of a bad configuration (EX_USAGE of sysexits.h, as in the program's documentation).
 pub const BAD_CONFIGURATION: u8 = 64;
 
-/// Keeps file servers reachable: moves their addresses between ports in about a millisecond.
+/// Failover and load balancing for file servers
 #[derive(Debug, Parser)]
 #[command(name = "baton", version, arg_required_else_help = true)]
 struct Cli {

@@ -1,6 +1,6 @@
 //! The answering side.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -15,12 +15,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{CountersLine, ErrorLine, EventsRequest, REQUEST_MAX, Request};
 use crate::config::ControlConfig;
-use crate::journal::{self, Filter};
+use crate::journal::{self, Filter, JournalError, Record};
 use crate::telemetry::Published;
 
 /// Most connections at a time; more wait in the socket's queue.
@@ -33,6 +34,10 @@ const WATCH_LEAST: Duration = Duration::from_millis(100);
 const WATCH_MOST: Duration = Duration::from_secs(1);
 /// Most events from the journal if the request names neither a time nor a limit.
 const EVENTS_DEFAULT: usize = 1000;
+/// Most events that a limit may ask for: they are all in memory at a time.
+const EVENTS_MOST: usize = 10_000;
+/// Events remembered as told when following begins.
+const SEEN: usize = 64;
 
 /// Why the socket can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -181,34 +186,33 @@ impl Server {
                 return client.line(&ErrorLine { error }).await;
             }
         };
-        let filter = match self.filter(since, request.server) {
+        let filter = match self.filter(since, request.server.clone()) {
             Ok(filter) => Arc::new(filter),
             Err(error) => return client.line(&ErrorLine { error }).await,
         };
         let mut live = self.published.events();
-        let (state, keep) = (self.state.clone(), filter.clone());
-        let limit = request.limit.unwrap_or(if since.is_some() { usize::MAX } else { EVENTS_DEFAULT });
-        let past =
-            tokio::task::spawn_blocking(move || journal::read(&state, limit, |record| keep.passes(record)))
-                .await?;
-        let past = match past {
-            Ok(past) => past,
-            Err(error) => return client.line(&ErrorLine { error: error.to_string() }).await,
-        };
-        for record in &past {
-            client.line(record).await?;
+        // Events that came between subscribing and reading are in both.
+        let mut seen = VecDeque::new();
+        let mut past = self.past(&request, since.is_some(), filter.clone());
+        while let Some(next) = past.recv().await {
+            match next {
+                Ok(record) => {
+                    client.line(&record).await?;
+                    seen.push_back(record);
+                    if seen.len() > SEEN {
+                        seen.pop_front();
+                    }
+                }
+                Err(error) => return client.line(&ErrorLine { error: error.to_string() }).await,
+            }
         }
         if !request.follow {
             return Ok(());
         }
-        // Events that came between subscribing and reading are in both.
-        let mut seen = past;
-        seen.reverse();
-        seen.truncate(64);
         loop {
             tokio::select! {
                 next = live.recv() => match next {
-                    Ok(record) if !filter.passes(&record) || seen.contains(&record) => {}
+                    Ok(record) if !filter.passes(&record) || seen.contains(&*record) => {}
                     Ok(record) => client.line(&*record).await?,
                     Err(RecvError::Lagged(n)) => {
                         let error = format!("{n} events were too fast for this connection; read them with `baton events --since`");
@@ -219,6 +223,31 @@ impl Server {
                 () = client.gone() => return Ok(()),
             }
         }
+    }
+
+    /// What the journal holds, read by a thread that may wait for the disk and goes no faster than the client.
+    fn past(
+        &self,
+        request: &EventsRequest,
+        all: bool,
+        filter: Arc<Filter>,
+    ) -> mpsc::Receiver<Result<Record, JournalError>> {
+        let (sender, receiver) = mpsc::channel(64);
+        let (state, limit) = (self.state.clone(), request.limit);
+        tokio::task::spawn_blocking(move || {
+            let keep = |record: &Record| filter.passes(record);
+            let send = |record| sender.blocking_send(Ok(record)).is_ok();
+            let result = match limit {
+                None if all => journal::visit(&state, keep, send),
+                _ => journal::read(&state, limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MOST), keep)
+                    .map(|list| list.into_iter().all(send))
+                    .map(|_| ()),
+            };
+            if let Err(error) = result {
+                let _ = sender.blocking_send(Err(error));
+            }
+        });
+        receiver
     }
 
     fn filter(&self, since: Option<SystemTime>, server: Option<String>) -> Result<Filter, String> {

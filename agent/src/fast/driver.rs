@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use baton_common::{LEASE_ENDLESS, Lease};
@@ -45,8 +44,6 @@ pub struct Links {
     pub events: mpsc::Sender<Event>,
     /// The published view.
     pub publisher: Arc<Publisher>,
-    /// Counts up while the fast thread lives.
-    pub beat: Arc<AtomicU64>,
     /// Closed: stop.
     pub stop: oneshot::Receiver<()>,
 }
@@ -131,7 +128,6 @@ impl Driver {
         let claims = unsafe { AsyncFd::register_with_interest(claims, Interest::READABLE) };
         let mut claims = claims.map_err(|e| FastError::Claims(e.into()))?;
         loop {
-            self.links.beat.fetch_add(1, Ordering::Relaxed);
             self.links.publisher.beat();
             let wait = self.wait();
             // Each branch only waits; what is there is read after it, so cancelling one loses nothing.
@@ -196,7 +192,7 @@ impl Driver {
 
     fn event(&self, event: Event) {
         if self.links.events.try_send(event).is_err() {
-            self.links.publisher.dropped_input();
+            self.links.publisher.dropped_report();
         }
     }
 

@@ -13,13 +13,10 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use aya_log::EbpfLogger;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -29,7 +26,7 @@ use crate::fast::{self, FastError, Links};
 use crate::io::kernel::{Kernel, KernelError};
 use crate::journal::Journal;
 use crate::store::{FileStore, Store, StoreError};
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Metrics, Published};
 
 /// Records under way to the disk. A full channel drops records, counted, for the fast thread never waits.
 const RECORDS: usize = 4096;
@@ -100,7 +97,6 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     let (stop, stop_rx) = oneshot::channel();
     let (ended, ended_rx) = oneshot::channel();
     let (ready, ready_rx) = oneshot::channel();
-    let beat = Arc::new(AtomicU64::new(0));
 
     let disk = disk::Disk {
         store: Box::new(store),
@@ -111,14 +107,8 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     };
     let disk =
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
-    let links = Links {
-        inputs: inputs_rx,
-        slow: records,
-        events,
-        publisher: publisher.clone(),
-        beat: beat.clone(),
-        stop: stop_rx,
-    };
+    let links =
+        Links { inputs: inputs_rx, slow: records, events, publisher: publisher.clone(), stop: stop_rx };
     let sampler = sample::Sampler::new(&config, reader, publisher, inputs);
     let fast = fast::spawn(config, incarnation, kernel, links, ready, ended).map_err(RunError::Start)?;
 
@@ -130,15 +120,7 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
         tokio::spawn(sampler.run());
         tokio::spawn(kernel_messages(messages));
         if let Some(listen) = agent.telemetry.listen {
-            match TcpListener::bind(listen).await {
-                Ok(listener) => {
-                    tokio::spawn(telemetry::serve(listener, metrics.clone(), published.clone()));
-                }
-                // Serving files matters more than showing how.
-                Err(e) => tracing::error!(
-                    "telemetry.listen {listen}: {e}; metrics and status are not served by HTTP"
-                ),
-            }
+            tokio::spawn(telemetry::run(listen, metrics.clone(), published.clone()));
         }
         match control::bind(&agent.control) {
             Ok(listener) => {
@@ -149,7 +131,7 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
         if ready_rx.await.is_ok() {
             notify(&[sd_notify::NotifyState::Ready]);
         }
-        tokio::spawn(watchdog(beat));
+        tokio::spawn(watchdog(published.clone()));
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM"),
             _ = interrupt.recv() => tracing::info!("SIGINT"),
@@ -180,16 +162,13 @@ async fn kernel_messages(logger: EbpfLogger<&'static dyn log::Log>) {
 }
 
 /// Tells systemd that all is well for as long as the fast thread goes round.
-async fn watchdog(beat: Arc<AtomicU64>) {
+async fn watchdog(published: Published) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let mut last = beat.load(Ordering::Relaxed);
     loop {
-        tokio::time::sleep((limit / 3).max(Duration::from_millis(600))).await;
-        let now = beat.load(Ordering::Relaxed);
-        if now != last {
+        tokio::time::sleep(limit / 3).await;
+        if published.age() < limit / 3 + telemetry::STALE_AFTER {
             notify(&[sd_notify::NotifyState::Watchdog]);
         }
-        last = now;
     }
 }
 

@@ -139,10 +139,23 @@ impl Collected {
         ] {
             counter(&mut family, &[("what", what)], value)?;
         }
-        let help = "Inputs dropped because a channel was full";
-        let mut metric =
-            encoder.encode_descriptor("baton_dropped_inputs", help, None, MetricType::Counter)?;
-        metric.encode_counter::<[(&str, &str); 0], _, u64>(&self.published.dropped_inputs(), None)
+        let single = [
+            (
+                "baton_dropped_inputs",
+                "Inputs dropped because a channel was full",
+                self.published.dropped_inputs(),
+            ),
+            (
+                "baton_dropped_reports",
+                "Events and timings dropped because the slow thread did not keep up",
+                self.published.dropped_reports(),
+            ),
+        ];
+        for (name, help, value) in single {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            metric.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,9 @@
 //! HTTP, read-only: `/metrics`, `/status.json`, and an index.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,6 +17,9 @@ use super::{Metrics, Published};
 /// Content type of `/metrics` (OpenMetrics 1.0).
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Time between two attempts to listen.
+const RETRY: Duration = Duration::from_secs(5);
+
 const INDEX: &str =
     "Baton\n\n/metrics      for Prometheus (OpenMetrics)\n/status.json  what `baton status --json` prints\n";
 
@@ -24,6 +29,34 @@ pub fn router(metrics: Arc<Metrics>, published: Published) -> Router {
         .route("/", get(|| async { INDEX }))
         .route("/metrics", get(page_metrics).with_state(metrics))
         .route("/status.json", get(page_status).with_state(published))
+}
+
+/// Serves the pages on `address` until dropped. An address that can't be had is reported loudly and tried again: HTTP
+/// is not worth an agent that doesn't run.
+pub async fn run(address: SocketAddr, metrics: Arc<Metrics>, published: Published) {
+    run_with(address, metrics, published, RETRY).await;
+}
+
+pub(super) async fn run_with(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    published: Published,
+    retry: Duration,
+) {
+    let mut told = false;
+    loop {
+        let served = async {
+            let listener = TcpListener::bind(address).await?;
+            told = false;
+            serve(listener, metrics.clone(), published.clone()).await
+        };
+        let error = served.await.err().map_or_else(String::new, |e| e.to_string());
+        if !told {
+            told = true;
+            tracing::error!("telemetry.listen = {address}: {error}; no metrics until it can be used");
+        }
+        tokio::time::sleep(retry).await;
+    }
 }
 
 /// Serves the pages on `listener` until dropped.

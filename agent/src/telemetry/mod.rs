@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::journal::Record;
 
-pub use http::{router, serve};
+pub use http::{router, run, serve};
 pub use metrics::Metrics;
 
 /// Events that a slow reader may lag behind before it misses some (it is told how many).
@@ -71,6 +71,7 @@ struct Shared {
     /// Boot-time clock of the last [`Publisher::beat`], nanoseconds.
     beat: AtomicU64,
     dropped_inputs: AtomicU64,
+    dropped_reports: AtomicU64,
 }
 
 /// Makes both sides.
@@ -99,9 +100,14 @@ impl Publisher {
         self.shared.beat.store(boot_time().0, Ordering::Relaxed);
     }
 
-    /// Counts an input that was dropped because a channel was full.
+    /// Counts a step of the input record that was dropped because a channel was full.
     pub fn dropped_input(&self) {
         self.shared.dropped_inputs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an event that was dropped because the slow thread didn't keep up.
+    pub fn dropped_report(&self) {
+        self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -120,9 +126,14 @@ impl Published {
         boot_time().since(Time(self.shared.beat.load(Ordering::Relaxed)))
     }
 
-    /// Inputs dropped because a channel was full.
+    /// Steps of the input record dropped because a channel was full.
     pub fn dropped_inputs(&self) -> u64 {
         self.shared.dropped_inputs.load(Ordering::Relaxed)
+    }
+
+    /// Events dropped because the slow thread didn't keep up.
+    pub fn dropped_reports(&self) -> u64 {
+        self.shared.dropped_reports.load(Ordering::Relaxed)
     }
 
     /// Every event from now on.

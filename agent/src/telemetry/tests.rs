@@ -55,6 +55,7 @@ fn published() -> (Publisher, Published) {
     publisher.counters.send_replace(Arc::new(vec![vip]));
     publisher.diagnostics.send_replace(Diagnostics { malformed: 9, ..Default::default() });
     publisher.dropped_input();
+    publisher.dropped_report();
     (publisher, published)
 }
 
@@ -91,6 +92,7 @@ fn every_metric_has_its_name_labels_and_value() {
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",
         "baton_dropped_inputs_total 1",
+        "baton_dropped_reports_total 1",
         r#"baton_diagnostics_total{what="malformed"} 9"#,
         concat!("baton_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
@@ -169,5 +171,23 @@ async fn http_serves_metrics_status_and_an_index() {
     assert!(serde_json::from_str::<Status>(&body).is_ok(), "{body}");
     assert!(get(address, "/").await.1.contains("/status.json"));
     assert!(get(address, "/nothing").await.0.starts_with("http/1.1 404"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_taken_once_it_is_free() {
+    let (_publisher, published) = published();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = other.local_addr().expect("an address");
+    let retry = Duration::from_millis(5);
+    let server = tokio::spawn(http::run_with(address, metrics, published, retry));
+    tokio::time::sleep(10 * retry).await;
+    assert!(!server.is_finished());
+    drop(other);
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(retry).await;
+    }
+    assert!(get(address, "/").await.0.starts_with("http/1.1 200"));
     server.abort();
 }
