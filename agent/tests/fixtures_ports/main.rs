@@ -110,6 +110,28 @@ fn filters_only() {
     every_way("clsact-only", Hooks { native: false, generic: false, tcx: false }, Attachment::TcOnly);
 }
 
+/// The next agent may have better ways: what it replaces doesn't go on counting.
+#[test]
+fn a_better_way_replaces_the_other() {
+    let segment = Segment::new();
+    let pins = PinDir::new("better");
+    segment.bind(&segment.ports[0]);
+    let ways = [
+        (Hooks { native: false, generic: false, tcx: false }, Attachment::TcOnly),
+        (Hooks { native: false, ..Hooks::default() }, Attachment::Generic),
+        (Hooks::default(), Attachment::Generic), // kept: a change of mode would be a gap
+    ];
+    for (n, (hooks, expected)) in ways.into_iter().enumerate() {
+        let mut kernel = Kernel::open_with(pins.path(), hooks).unwrap();
+        serve(&mut kernel, &segment.ports[0]);
+        assert_eq!(attach_all(&mut kernel, &segment), [expected; 2]);
+        assert_eq!(segment.ping(VIP, 10).recv().unwrap(), 10);
+        let counted = counters(&kernel, VIP);
+        let all = 10 * (n as u64 + 1);
+        assert_eq!((counted.rx_packets, counted.tx_packets), (all, all), "{expected:?}");
+    }
+}
+
 #[test]
 fn a_queueing_discipline_of_others_stays() {
     let segment = Segment::new();

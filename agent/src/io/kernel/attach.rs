@@ -133,6 +133,9 @@ impl Kernel {
     ///
     /// XDP runs in the driver where that is possible, else in the generic path, else TC does all: the result says which.
     ///
+    /// Permit and mark before: from here on the port's traffic is judged by this agent's maps, which are empty when the
+    /// earlier agent's had another layout.
+    ///
     /// # Errors
     ///
     /// The interface is gone; another XDP program is on it; the kernel refuses.
@@ -150,6 +153,15 @@ impl Kernel {
         self.own(ifindex, mac)?;
         self.attach_tc(Hook::Tx, port)?;
         let attachment = self.attach_rx(port)?;
+        // What an earlier agent had to make do with would count everything a second time.
+        let replaced: &[Hook] = match attachment {
+            Attachment::Native => &[Hook::Generic, Hook::In, Hook::InFull],
+            Attachment::Generic => &[Hook::InFull],
+            Attachment::TcOnly => &[],
+        };
+        for hook in replaced {
+            remove_link(&self.dir, *hook, ifindex, Some(interface))?;
+        }
         if !self.tidy {
             // The port runs this layout's programs now; if others still run another's, they keep their maps without the pins.
             remove_other_layouts(&self.dir)?;
@@ -260,7 +272,8 @@ impl Kernel {
         if self.adopt_tcx(hook, port)? {
             return Ok(());
         }
-        if self.hooks.tcx && kernel_at_least(6, 6) {
+        let is_filter = self.pin(hook, port).is_dir(); // and stays one: two at a time would count twice
+        if self.hooks.tcx && !is_filter && kernel_at_least(6, 6) {
             return self.attach_tcx(hook, port);
         }
         self.attach_filter(hook, port)
@@ -442,15 +455,7 @@ fn remove_links_of(dir: &Path, ifindex: u32) -> Result<(), KernelError> {
     let links = links_dir(dir);
     let interface = interface_name(ifindex);
     for hook in Hook::ALL {
-        let pin = links.join(format!("{ifindex}-{}", hook.suffix()));
-        if !pin.is_dir() {
-            remove_pin(&pin)?;
-            continue;
-        }
-        if let Some(link) = interface.as_deref().and_then(|interface| filter(interface, hook).ok()) {
-            drop(link); // which removes the filter; it may be gone already
-        }
-        remove_dir(&pin)?;
+        remove_link(dir, hook, ifindex, interface.as_deref())?;
     }
     let qdisc = links.join(format!("{ifindex}-qdisc"));
     if qdisc.is_dir() {
@@ -462,4 +467,16 @@ fn remove_links_of(dir: &Path, ifindex: u32) -> Result<(), KernelError> {
         remove_dir(&qdisc)?;
     }
     Ok(())
+}
+
+/// Takes one program off a port, link or filter. It is no error if it isn't there.
+fn remove_link(dir: &Path, hook: Hook, ifindex: u32, interface: Option<&str>) -> Result<(), KernelError> {
+    let pin = links_dir(dir).join(format!("{ifindex}-{}", hook.suffix()));
+    if !pin.is_dir() {
+        return remove_pin(&pin);
+    }
+    if let Some(link) = interface.and_then(|interface| filter(interface, hook).ok()) {
+        drop(link); // which removes the filter; it may be gone already
+    }
+    remove_dir(&pin)
 }
