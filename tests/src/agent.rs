@@ -62,8 +62,9 @@ impl AgentConfig {
         self
     }
 
-    /// Sets a key of `[timing]`, the value as it stands in the file, like `"\"2s\""`.
+    /// Sets a key of `[timing]`, the value as it stands in the file, like `"\"2s\""`; once more: another value.
     pub fn timing(mut self, key: &str, value: &str) -> AgentConfig {
+        self.timing.retain(|(known, _)| known != key);
         self.timing.push((key.to_owned(), value.to_owned()));
         self
     }

@@ -117,6 +117,11 @@ impl Driver {
         driver.watch_carriers();
         driver.take(Input::Start(Box::new(Start { config, incarnation, found, bound, marked })), now());
         driver.sweep().map_err(FastError::Netlink)?;
+        // After their addresses have gone elsewhere.
+        let ports = driver.watched.iter().map(|(ifindex, _)| *ifindex).collect();
+        if let Err(e) = driver.kernel.detach_all_but(&ports) {
+            tracing::warn!("former ports: {e}");
+        }
         driver.publish(now());
         Ok(driver)
     }

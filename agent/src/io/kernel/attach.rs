@@ -4,6 +4,7 @@
 //! kernel has no links for TC (before 6.6), a program is a filter of the clsact queueing discipline instead; a folder
 //! of that name stands for it, and one named `<ifindex>-qdisc` says that Baton made the queueing discipline.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use aya::pin::PinError;
@@ -179,6 +180,17 @@ impl Kernel {
         let IfIndex(ifindex) = ifindex;
         remove_links_of(&self.dir, ifindex)?;
         self.disown(|_, port| port == ifindex)
+    }
+
+    /// Takes the programs off every interface but these: they were ports once.
+    ///
+    /// # Errors
+    ///
+    /// A pin cannot be removed.
+    pub fn detach_all_but(&mut self, ports: &BTreeSet<IfIndex>) -> Result<(), KernelError> {
+        let pinned = pinned_interfaces(&self.dir)?;
+        let former = pinned.into_iter().map(IfIndex).filter(|ifindex| !ports.contains(ifindex));
+        former.into_iter().try_for_each(|ifindex| self.detach(ifindex))
     }
 
     /// Removes what is pinned for interfaces that don't exist any more.

@@ -1,13 +1,11 @@
 //! What the end-to-end tests share: one shape of lab, and the judgement of the wire.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
-
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use baton_lab::agent::{Agent, AgentConfig};
-use baton_lab::{AnswerKind, Cable, HostSpec, Lab, Mac, Port, Topology, Watcher};
+use baton_lab::{AnswerKind, Cable, HostSpec, Kind, Lab, Mac, Port, Topology, Watcher, clock};
 
 /// Long enough for everything that happens at all.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -94,27 +92,83 @@ pub fn announcement_kinds(address: IpAddr) -> &'static [AnswerKind] {
     }
 }
 
-/// Since the cut, the address was announced in every form by its new port, and from the first of these on by no other.
+/// Since `since` the address was announced in every form by its new port, and from the first of these on nobody else
+/// stated in any way where it is.
 pub fn announced_by_new_port_only(
     watcher: &Watcher,
     address: IpAddr,
     new: &Port,
     since: Duration,
 ) -> Result<()> {
-    let said = watcher.announcements(address, since);
+    let mut said = watcher.answers(address);
+    said.retain(|answer| answer.at >= since);
     for kind in announcement_kinds(address) {
-        ensure!(
-            said.iter().any(|a| a.kind == *kind && a.mac == new.mac()),
-            "{address}: no {kind:?} in {said:?}"
-        );
+        let by_new = said.iter().any(|a| a.kind == *kind && a.mac == new.mac());
+        ensure!(by_new, "{address}: no {kind:?} in {said:?}");
     }
     let first = said.iter().position(|a| a.mac == new.mac()).unwrap_or(said.len());
     for answer in &said[first..] {
         ensure!(
             answer.mac == new.mac() && answer.switch_port == *new.switch_end(),
-            "{address}: {answer:?} after the move to {}",
-            new.interface()
+            "{address}: {answer:?} after the move to {} ({})",
+            new.interface(),
+            new.mac()
         );
     }
+    // RFC 4861, 7.2.6: without the override flag, neighbours keep what they have.
+    let overriding = watcher.frames().iter().all(|frame| match frame.kind {
+        Kind::Advertisement { target, solicited: false, overrides, .. }
+            if IpAddr::from(target) == address =>
+        {
+            overrides
+        }
+        _ => true,
+    });
+    ensure!(overriding, "{address}: an unsolicited advertisement without override");
     Ok(())
+}
+
+/// Every address is answered for by exactly one port, and configured on that one alone.
+pub fn each_on_one_port(lab: &Lab, addresses: &[IpAddr]) -> Result<Vec<String>> {
+    let mut ports = Vec::new();
+    for address in addresses {
+        let port = holder(lab, *address)?;
+        wait_configured_once(lab, *address, port)?;
+        ports.push(port.interface().to_owned());
+    }
+    Ok(ports)
+}
+
+/// Waits until the wire shows that the address has left `old`; returns the port that answers.
+pub fn wait_moved<'a>(lab: &'a Lab, address: IpAddr, old: &Port) -> Result<&'a Port> {
+    let end = clock::now() + LONG;
+    let mut last = Vec::new();
+    while clock::now() < end {
+        last = client(lab)?.holders(address, Duration::from_millis(10))?;
+        if let [mac] = last[..]
+            && mac != old.mac()
+        {
+            return port_of(lab, mac);
+        }
+    }
+    anyhow::bail!("{address} stayed on {} ({}): answered by {last:?}", old.interface(), old.mac())
+}
+
+/// Waits until the port has this state by the agent's word.
+pub fn wait_state(agent: &Agent, interface: &str, state: &str) -> Result<serde_json::Value> {
+    let end = clock::now() + LONG;
+    loop {
+        // One that has just been started may not be listening yet.
+        let port = agent.port_status(interface);
+        match port {
+            Ok(port) if port["state"] == state => return Ok(port),
+            other => ensure!(clock::now() < end, "{interface} is not {state}: {other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Text of a finished command's standard error.
+pub fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
