@@ -1,1 +1,12 @@
-//! x
+//! Baton's agent: reads the kernel, carries out what [`baton_core`] decides, and shows what it does.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod demo;
+pub mod fast;
+pub mod io;
+pub mod journal;
+pub mod slow;
+pub mod store;
+pub mod telemetry;

@@ -1,1 +1,5 @@
-fn main(){}
+//! The `baton` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    baton::cli::main()
+}

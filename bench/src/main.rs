@@ -10,6 +10,7 @@ mod port_failover;
 mod report;
 mod run;
 mod system;
+mod xdp_cost;
 
 use clap::Parser;
 
@@ -19,6 +20,8 @@ use clap::Parser;
 enum Command {
     /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
     PortFailover(port_failover::Arguments),
+    /// Nanoseconds per packet of the kernel programs, above an empty program.
+    XdpCost(xdp_cost::Options),
     /// The floor's own process; started by `port-failover`.
     #[command(hide = true)]
     FloorAgent(floor_agent::Arguments),
@@ -30,6 +33,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::XdpCost(options) => xdp_cost::run(&options),
         Command::FloorAgent(arguments) => floor_agent::main(&arguments),
         Command::Spin => load::spin(),
     }

@@ -19,7 +19,9 @@ pub struct Counters {
     pub rx_dropped: u64,
     /// Frames to send (ARP and ND included) that were dropped because the address may not be served.
     pub tx_dropped: u64,
-    /// Coarse monotonic-clock nanoseconds of the last frame received for the address (4 ms steps at HZ=250); 0: never.
+    /// When the last frame for the address was received, nanoseconds: the coarse monotonic clock (4 ms steps at HZ=250),
+    /// or the boot-time clock where the lease has an end, since it is read then anyhow. The two are the same on a machine
+    /// that has not been suspended. 0: never.
     pub rx_last_ns: u64,
     /// ARP and ND frames about the address that were dropped on a port other than its bound one. Not a fault:
     /// every broadcast request arrives on every port of the segment.

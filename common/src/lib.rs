@@ -17,7 +17,7 @@ pub use claim::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
 pub use counters::{Counters, Diagnostics};
 pub use lease::{LEASE_ENDLESS, Lease};
 pub use server::Server;
-pub use vip::Vip;
+pub use vip::{BUCKETS, MAX_CHAIN, Vip, bucket4, bucket6};
 
 /// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
 pub const LAYOUT_VERSION: u32 = 1;

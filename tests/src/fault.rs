@@ -30,6 +30,12 @@ pub struct Blackhole {
     _link: OwnedFd,
 }
 
+/// An XDP program of [`Port::occupy_xdp`] that stays until this is dropped.
+#[derive(Debug)]
+pub struct Occupant {
+    _link: OwnedFd,
+}
+
 impl Port {
     /// Loses everything in one direction, with carrier: a program of two instructions at the switch's end, held by this guard alone.
     ///
@@ -56,6 +62,17 @@ impl Port {
         let thread = std::thread::Builder::new().name("lab-impostor".into()).spawn(move || station.run());
         let thread = thread.context(|| "start the impostor".into())?;
         Ok(Impostor { stop, answered, thread: Some(thread) })
+    }
+
+    /// Puts somebody else's XDP program on this port, one that lets everything pass, held by the guard alone.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn occupy_xdp(&self) -> Result<Occupant, LabError> {
+        let index = self.index();
+        let what = format!("put an XDP program on {}", self.interface());
+        let link = self.host().open(&what, || bpf::attach_pass(index))?;
+        Ok(Occupant { _link: link })
     }
 
     /// Sends one frame by this port, as it is.
@@ -148,6 +165,8 @@ mod bpf {
     const PROG_LOAD: libc::c_int = 5;
     const LINK_CREATE: libc::c_int = 28;
     const SCHED_CLS: u32 = 3;
+    const XDP: u32 = 6;
+    const ATTACH_XDP: u32 = 37;
     const TCX_INGRESS: u32 = 46;
     const TCX_EGRESS: u32 = 47;
 
@@ -183,15 +202,27 @@ mod bpf {
             Direction::FromHost => TCX_INGRESS,
             Direction::ToHost => TCX_EGRESS,
         };
-        // r0 = TCX_DROP; exit
-        let instructions: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+        // TCX_DROP
+        attach(interface, SCHED_CLS, attach_type, 2)
+    }
+
+    pub(super) fn attach_pass(interface: u32) -> io::Result<OwnedFd> {
+        // XDP_PASS
+        attach(interface, XDP, ATTACH_XDP, 2)
+    }
+
+    /// Attaches a program that returns `verdict` for every frame.
+    fn attach(interface: u32, kind: u32, attach_type: u32, verdict: u32) -> io::Result<OwnedFd> {
+        // r0 = verdict; exit
+        let instructions: [u64; 2] = [u64::from(verdict) << 32 | 0xb7, 0x95];
         let license = c"GPL";
         let load = Load {
-            kind: SCHED_CLS,
+            kind,
             instruction_count: 2,
             instructions: instructions.as_ptr() as u64,
             license: license.as_ptr() as u64,
             attach_type,
+            name: *b"lab_verdict\0\0\0\0\0",
             ..Load::default()
         };
         let program = call(PROG_LOAD, &load)?;

@@ -9,6 +9,7 @@
 //!
 //! Times are [`std::time::Duration`]s on `CLOCK_MONOTONIC` throughout ([`clock::now`]).
 
+pub mod agent;
 pub mod clock;
 pub mod error;
 pub mod fault;
@@ -25,6 +26,7 @@ pub mod topology;
 pub mod watcher;
 pub mod wire;
 
+pub use agent::{Agent, AgentConfig};
 pub use error::LabError;
 pub use fault::{Blackhole, Direction, Impostor};
 pub use host::Host;

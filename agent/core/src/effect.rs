@@ -42,7 +42,9 @@ pub enum Effect {
     Forget(IpAddr),
     /// Configure the address (/32 or /128, no prefix route, no duplicate-address detection, Baton's mark).
     AddAddress(IfIndex, IpAddr),
-    /// Remove the address that Baton configured; it is no error if it is gone.
+    /// Remove the address that Baton configured; it is no error if it is gone. Not carried out, and reported as failed,
+    /// when an [`Effect::AddAddress`] of the same address failed earlier in the list: an address never leaves its last
+    /// interface.
     RemoveAddress(IfIndex, IpAddr),
     /// Send gratuitous ARP (request and reply form) or an unsolicited neighbour advertisement (override).
     Announce(IfIndex, IpAddr),

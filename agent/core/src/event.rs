@@ -1,5 +1,6 @@
 //! Events: every decision and everything an administrator must know, with its cause.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -47,25 +48,33 @@ pub enum EventKind {
         from: PortState,
         /// State now.
         to: PortState,
-        /// Why.
-        reason: String,
+        /// Why, if it is worse.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        reason: Option<Reason>,
     },
     /// Addresses go to other ports.
     Failover {
-        /// `port`.
+        /// Of what kind.
         kind: FailoverKind,
         /// Why.
-        reason: String,
+        reason: Reason,
         /// Every address that moves: from which port, to which.
         moves: Vec<Rebinding>,
     },
-    /// No usable port is left for an address.
+    /// The moves of a failover are done. Added by the driver: the times are measured, not decided.
+    FailoverDone {
+        /// Of what kind.
+        kind: FailoverKind,
+        /// Why.
+        reason: Reason,
+        /// How many addresses moved.
+        addresses: usize,
+        /// Seconds since the cause, by stage, each when its last address had passed it.
+        stages: BTreeMap<Stage, f64>,
+    },
+    /// A segment has no usable port left: its addresses stay where they are until one returns.
     Stranded {
-        /// The virtual IP.
-        address: IpAddr,
-        /// Its virtual server.
-        server: String,
-        /// Its segment.
+        /// The segment.
         segment: String,
     },
     /// Somebody removed an address that Baton serves; it has been put back.
@@ -132,10 +141,66 @@ pub enum EventKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailoverKind {
-    /// Bindings change inside a node because a port failed.
+    /// Bindings change inside a node.
     Port,
-    /// Bindings change inside a node by choice: a port is good again.
+}
+
+/// Why addresses move, as in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The port lost carrier.
+    CarrierLost,
+    /// The port was set down by an administrator.
+    AdminDown,
+    /// The interface is gone.
+    InterfaceGone,
+    /// The kernel programs could not be put on the port.
+    AttachFailed,
+    /// Addresses without a usable port, or on a held one, find a better port.
+    PortReturned,
+    /// A port is good again and takes its share (`port_failback = "spread"`).
     PortFailback,
+}
+
+impl Reason {
+    /// The word used in metrics and events.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::CarrierLost => "carrier_lost",
+            Reason::AdminDown => "admin_down",
+            Reason::InterfaceGone => "interface_gone",
+            Reason::AttachFailed => "attach_failed",
+            Reason::PortReturned => "port_returned",
+            Reason::PortFailback => "port_failback",
+        }
+    }
+}
+
+/// Stage of a failover, as in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The cause has been read and understood.
+    Detected,
+    /// Core has decided.
+    Decided,
+    /// Every address is on its new port.
+    Bound,
+    /// Every address has been announced there once.
+    Announced,
+}
+
+impl Stage {
+    /// The word used in metrics and events.
+    pub fn word(self) -> &'static str {
+        match self {
+            Stage::Detected => "detected",
+            Stage::Decided => "decided",
+            Stage::Bound => "bound",
+            Stage::Announced => "announced",
+        }
+    }
 }
 
 /// One address goes from a port to another.

@@ -1,8 +1,9 @@
 //! What core is told. Every value is a validated fact that an I/O task took from the kernel, the store or a user;
 //! the driver stamps it with the time and records it, so that a log of inputs replays bit for bit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,17 +29,22 @@ pub enum Input {
     /// An address was configured on an interface (RTM_NEWADDR).
     AddressAdded(Assigned),
     /// An address was removed from an interface (RTM_DELADDR).
-    AddressRemoved(IfIndex, IpAddr),
-    /// A routing rule or a route of ours was removed by somebody else: this segment's steering must be renewed.
-    SteeringLost(String),
+    AddressRemoved(Assigned),
+    /// A routing rule (no port) or a route (its port) of ours was removed by somebody else.
+    SteeringLost {
+        /// The segment whose table it was.
+        segment: String,
+        /// The port of the route; `None`: a rule.
+        port: Option<IfIndex>,
+    },
     /// The kernel dropped notifications: this is a complete new reading of links and addresses.
     Resync(Found),
     /// A foreign host claims an address that we serve.
     Claim(Claim),
     /// Kernel programs and settings of a port are in place ([`Effect::Attach`] done).
     Attached(IfIndex, Attachment),
-    /// Measured bytes per second of each virtual IP, both directions together, averaged by the sampler.
-    Rates(BTreeMap<IpAddr, u64>),
+    /// Traffic since the last sample.
+    Sample(Sample),
     /// The store holds our own write: this node owns the virtual server (lease.md, rule R6).
     Owned(String, Owner),
     /// An effect could not be carried out; the rest of its list was.
@@ -58,6 +64,19 @@ pub struct Start {
     pub found: Found,
     /// Where an earlier agent of this boot left each virtual IP: the pinned map's view. Adopted where it is still right.
     pub bound: BTreeMap<IpAddr, IfIndex>,
+    /// Virtual servers whose serving mark is on, under this incarnation: they may be adopted (lease.md, rule R6).
+    pub marked: BTreeSet<String>,
+}
+
+/// What the sampler measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Length of the sample.
+    pub over: Duration,
+    /// Bytes of each virtual IP in that time, both directions together. One that isn't here had none.
+    pub bytes: BTreeMap<IpAddr, u64>,
+    /// Speed of each port in bytes per second, where it is known.
+    pub speed: BTreeMap<IfIndex, u64>,
 }
 
 /// A complete reading of the kernel's links and of the addresses that matter: those of ours and those equal to a virtual IP.

@@ -10,12 +10,15 @@ pub mod config;
 mod effect;
 mod event;
 mod input;
+mod machine;
 mod snapshot;
+mod spread;
 mod time;
 
 pub use config::Config;
 pub use effect::Effect;
-pub use event::{Event, EventKind, FailoverKind, Rebinding};
-pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Start};
+pub use event::{Event, EventKind, FailoverKind, Reason, Rebinding, Stage};
+pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Sample, Start};
+pub use machine::Machine;
 pub use snapshot::{AddressView, ConflictView, NodeView, PortState, PortView, ServerView, Snapshot};
 pub use time::Time;

@@ -1,0 +1,74 @@
+# Baton's commands for people. Each one installs what it needs (Debian 12, as root) and can be run again at any time.
+#
+#   make demo    build, then show failovers in a lab of network namespaces
+#   make test    build, then run all tests
+#   make bench   build with optimisation, then measure against keepalived and a minimal program
+#   make setup   only install what the others need
+#   make install put the agent, its unit and an example configuration on this machine
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Any cargo will do for the agent; the kernel programs are built by its build script with a toolchain that has the
+# source of `core` (see agent/build.rs).
+CARGO ?= $(shell command -v cargo || echo /usr/bin/cargo)
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+BPF_LINKER_VERSION := 0.13.0
+PACKAGES := ca-certificates cargo-web rust-web-src rust-web-clippy rustfmt-web llvm-22-dev libc6-dev gcc \
+	iproute2 keepalived
+
+.PHONY: help setup build demo test lint bench install
+
+help:
+	@sed -n 's/^#   /  /p' Makefile
+
+setup:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "setup: installing" $$missing; \
+		[ "$$(id -u)" = 0 ] || { echo "setup: needs root to install these packages; run it as root"; exit 1; }; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -q; \
+		apt-get install -y -q --no-install-recommends $$missing; \
+		for d in keepalived; do systemctl disable --now $$d >/dev/null 2>&1 || true; done; \
+	fi
+	@if ! command -v bpf-linker >/dev/null; then \
+		echo "setup: building bpf-linker $(BPF_LINKER_VERSION)"; \
+		LLVM_PREFIX=/usr/lib/llvm-22 $(CARGO) install bpf-linker --version $(BPF_LINKER_VERSION) --locked \
+			--no-default-features --features llvm-22; \
+	fi
+	@echo "setup: everything is installed"
+
+build: setup
+	@echo "build: the agent and its kernel programs"
+	$(CARGO) build --locked --workspace --all-targets
+
+demo: setup
+	$(CARGO) build --locked -p baton
+	@echo "demo: a lab in network namespaces; nothing outside it is touched"
+	target/debug/baton demo
+
+# Tests that build topologies run beside each other; those that fill both processors are few.
+test: build
+	@[ "$$(id -u)" = 0 ] || { echo "test: the tests make network namespaces and load kernel programs; run them as root"; exit 1; }
+	$(CARGO) test --locked --workspace --all-targets -- --test-threads=4
+
+lint: build
+	$(CARGO) fmt --all --check
+	cd ebpf && $(CARGO) fmt --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	cd ebpf && $(CARGO) clippy --locked --bin baton-ebpf --target-dir ../target/ebpf -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+bench: setup
+	$(CARGO) build --locked --release --workspace
+	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
+	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
+
+install: setup
+	$(CARGO) build --locked --release -p baton
+	install -D -m 0755 target/release/baton $(DESTDIR)/usr/sbin/baton
+	install -D -m 0644 agent/systemd/baton.service $(DESTDIR)/lib/systemd/system/baton.service
+	[ -e $(DESTDIR)/etc/baton/baton.toml ] || install -D -m 0644 agent/baton.toml $(DESTDIR)/etc/baton/baton.toml

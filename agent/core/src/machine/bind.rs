@@ -1,0 +1,232 @@
+//! Bindings: which port every address is on, and the effects that bring it there.
+//!
+//! For each address, in this order: the kernel programs learn the new port (from then on only that port answers for
+//! it, and its replies leave there), the address is configured on the new port, it is announced, and only at the end
+//! it leaves the old port, so that sockets and connections never see it gone. Effects come in chunks, so that with a
+//! thousand addresses the first is not kept waiting for the last.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+
+use super::Machine;
+use super::ports::rank;
+use crate::config::PortFailback;
+use crate::spread::{Bin, assign, even_out};
+use crate::{Effect, EventKind, FailoverKind, IfIndex, PortState, Reason, Rebinding};
+
+/// Addresses that are bound together before they are announced together.
+const CHUNK: usize = 32;
+
+impl Machine {
+    /// A port that could be used can't be any more.
+    pub(super) fn port_failed(&mut self, p: usize, reason: Reason) {
+        let segment = self.ports[p].segment.clone();
+        let moves = self.better_ports(&segment);
+        let stranded = moves.is_empty() && self.vips.values().any(|v| v.port == Some(p));
+        self.carry_out(&segment, &moves, reason);
+        if stranded {
+            self.event(EventKind::Stranded { segment });
+        }
+    }
+
+    /// A port is usable, or better than it was.
+    pub(super) fn port_improved(&mut self, p: usize, from: PortState) {
+        if from == PortState::Down {
+            self.complete(p, None);
+        }
+        let segment = self.ports[p].segment.clone();
+        let moves = self.better_ports(&segment);
+        self.carry_out(&segment, &moves, Reason::PortReturned);
+        let spread = self.config.as_ref().and_then(|c| c.segments.iter().find(|s| s.name == segment));
+        if self.ports[p].state == PortState::Good
+            && spread.is_some_and(|s| s.port_failback == PortFailback::Spread)
+        {
+            let moves = self.evened_out(&segment);
+            self.carry_out(&segment, &moves, Reason::PortFailback);
+        }
+    }
+
+    /// Nothing new about a port, but its interface may have come up or gone down: that changes what can be routed by.
+    pub(super) fn port_unchanged(&mut self, p: usize) {
+        let segment = self.ports[p].segment.clone();
+        self.steer(&segment);
+    }
+
+    /// Starts serving: the mark goes on, and every address of the server gets a port, is configured and announced.
+    pub(super) fn serve(&mut self, index: usize) {
+        if !self.servers[index].marked {
+            self.servers[index].marked = true;
+            let server = self.servers[index].name.clone();
+            self.out.push(Effect::Mark { server, incarnation: Some(self.incarnation) });
+        }
+        for p in 0..self.ports.len() {
+            self.complete(p, Some(index));
+        }
+        for segment in self.segments() {
+            let moves = self.better_ports(&segment);
+            self.bind(&segment, &moves);
+        }
+    }
+
+    /// Goes on serving what an earlier agent served: completes it, and moves it off ports that have failed meanwhile.
+    pub(super) fn serve_on(&mut self) {
+        for p in 0..self.ports.len() {
+            self.complete(p, None);
+        }
+        for segment in self.segments() {
+            let moves = self.better_ports(&segment);
+            let left = moves.iter().find_map(|(a, _)| self.vips[a].port);
+            match left.and_then(|p| self.ports[p].fault()) {
+                Some(reason) => self.carry_out(&segment, &moves, reason),
+                None => self.bind(&segment, &moves),
+            }
+        }
+    }
+
+    /// Every served address (`of` one server, or of all) that is bound to this port is there, announced, and nowhere else.
+    fn complete(&mut self, p: usize, of: Option<usize>) {
+        let Some(ifindex) = self.ports[p].ifindex().filter(|_| self.ports[p].rank() > 0) else { return };
+        let bound: Vec<IpAddr> = self
+            .vips
+            .iter()
+            .filter(|(_, v)| v.port == Some(p) && self.servers[v.server].marked)
+            .filter(|(_, v)| of.is_none_or(|s| s == v.server))
+            .map(|(a, _)| *a)
+            .collect();
+        for &address in &bound {
+            self.permit(address);
+            if !self.assigned.contains(&(address, ifindex)) {
+                self.add(address, ifindex);
+            }
+            self.repeats.soon(self.now, address);
+        }
+        for address in bound {
+            self.remove_elsewhere(address, ifindex);
+        }
+    }
+
+    /// Served addresses whose port is worse than the best of their segment, and the port each should go to.
+    fn better_ports(&self, segment: &str) -> Vec<(IpAddr, usize)> {
+        let best = self.in_segment(segment).map(|p| self.ports[p].rank()).max().unwrap_or(0);
+        if best == 0 {
+            return Vec::new();
+        }
+        let worse = |port: Option<usize>| port.is_none_or(|p| self.ports[p].rank() < best);
+        let items: Vec<(IpAddr, u64)> = self
+            .vips
+            .iter()
+            .filter(|(_, v)| v.segment == segment && self.servers[v.server].marked && worse(v.port))
+            .map(|(a, v)| (*a, v.weight()))
+            .collect();
+        if items.is_empty() {
+            return Vec::new();
+        }
+        let mut moves = assign(&items, &mut self.bins(segment, best));
+        moves.sort_by_key(|(a, _)| {
+            let vip = &self.vips[a];
+            (vip.server, Reverse(vip.weight()), *a)
+        });
+        moves
+    }
+
+    /// The moves that even out the good ports of a segment.
+    fn evened_out(&self, segment: &str) -> Vec<(IpAddr, usize)> {
+        let mut bins = self.bins(segment, rank(PortState::Good));
+        let items: Vec<(IpAddr, u64, usize)> = self
+            .vips
+            .iter()
+            .filter(|(_, v)| v.segment == segment && self.servers[v.server].marked)
+            .filter_map(|(a, v)| v.port.map(|p| (*a, v.weight(), p)))
+            .filter(|&(_, _, p)| bins.iter().any(|b| b.port == p))
+            .collect();
+        even_out(&items, &mut bins)
+    }
+
+    /// The segment's ports of this rank, with what they carry.
+    fn bins(&self, segment: &str, rank: u8) -> Vec<Bin> {
+        let load = |p| self.vips.values().filter(|v| v.port == Some(p)).map(|v| v.weight()).sum();
+        self.in_segment(segment)
+            .filter(|&p| self.ports[p].rank() == rank)
+            .map(|port| Bin { port, load: load(port) })
+            .collect()
+    }
+
+    fn in_segment<'a>(&'a self, segment: &'a str) -> impl Iterator<Item = usize> + 'a {
+        (0..self.ports.len()).filter(move |&p| self.ports[p].segment == segment)
+    }
+
+    /// Moves addresses and says so.
+    fn carry_out(&mut self, segment: &str, moves: &[(IpAddr, usize)], reason: Reason) {
+        if moves.is_empty() {
+            self.steer(segment);
+            return;
+        }
+        let name = |m: &Machine, p: usize| m.ports[p].interface.clone();
+        let rebindings = moves
+            .iter()
+            .map(|&(address, to)| Rebinding {
+                address,
+                from: self.vips[&address].port.map(|p| name(self, p)),
+                to: name(self, to),
+            })
+            .collect();
+        self.bind(segment, moves);
+        self.failovers += 1;
+        let kind = EventKind::Failover { kind: FailoverKind::Port, reason, moves: rebindings };
+        self.event_of(Some(self.failovers), kind);
+    }
+
+    /// Brings addresses to their new ports, which all exist.
+    fn bind(&mut self, segment: &str, moves: &[(IpAddr, usize)]) {
+        for chunk in moves.chunks(CHUNK) {
+            let to: Vec<(IpAddr, IfIndex)> = chunk
+                .iter()
+                .filter_map(|&(address, p)| {
+                    self.vips.get_mut(&address)?.port = Some(p);
+                    Some((address, self.ports[p].ifindex()?))
+                })
+                .collect();
+            to.iter().for_each(|&(a, _)| self.permit(a));
+            for &(address, ifindex) in &to {
+                if !self.assigned.contains(&(address, ifindex)) {
+                    self.add(address, ifindex);
+                }
+            }
+            to.iter().for_each(|&(a, i)| self.announce(a, i));
+            self.steer(segment); // once: the second time nothing has changed
+        }
+        for &(address, p) in moves {
+            if let Some(ifindex) = self.ports[p].ifindex() {
+                self.remove_elsewhere(address, ifindex);
+            }
+        }
+    }
+
+    pub(super) fn permit(&mut self, address: IpAddr) {
+        let Some(vip) = self.vips.get(&address) else { return };
+        let server = self.servers[vip.server].name.clone();
+        let port = vip.port.and_then(|p| self.ports[p].ifindex());
+        self.out.push(Effect::Permit { address, server, port });
+    }
+
+    fn remove_elsewhere(&mut self, address: IpAddr, here: IfIndex) {
+        let all = (address, IfIndex(0))..=(address, IfIndex(u32::MAX));
+        let others: Vec<_> = self.assigned.range(all).copied().filter(|a| a.1 != here).collect();
+        others.into_iter().for_each(|(a, i)| self.remove(a, i));
+    }
+
+    /// Asks for the segment's routes if they are to change: the usable ports, best first; where there are none, all
+    /// that can hold a route.
+    pub(super) fn steer(&mut self, segment: &str) {
+        let mut order: Vec<usize> = self.in_segment(segment).filter(|&p| self.ports[p].rank() > 0).collect();
+        if order.is_empty() {
+            order = self.in_segment(segment).filter(|&p| self.ports[p].is_up()).collect();
+        }
+        order.sort_by_key(|&p| Reverse(self.ports[p].rank()));
+        let ports: Vec<IfIndex> = order.iter().filter_map(|&p| self.ports[p].ifindex()).collect();
+        if self.steered.get(segment) != Some(&ports) {
+            self.steered.insert(segment.to_owned(), ports.clone());
+            self.out.push(Effect::Steer { segment: segment.to_owned(), ports });
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! The machine: all state of one node, and what each input does to it.
+//!
+//! ```text
+//!            not ok                    not ok
+//!   Good ------------> Down <------------------------ Held
+//!    ^                  |  ok, hold-down > 0           | ^
+//!    |                  +------------------------------|-+
+//!    |   ok, never failed before                       |
+//!    +------------------+------------------------------+
+//!                                 hold-down over
+//! ```
+//!
+//! A port is *ok* when its interface exists, is administratively up, has carrier by the last event **and** by the last
+//! read, and carries the kernel programs. Addresses are on the best ports of their segment: good before held; when
+//! none is left they stay where they are, for there is nothing to win.
+//!
+//! `ports` keeps port states, `bind` moves addresses, `announce` repeats announcements, `view` builds the snapshot.
+
+mod announce;
+mod bind;
+mod ports;
+mod start;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reason, Sample,
+    Time,
+};
+
+/// When something that could not be carried out is tried again.
+const REPAIR_AFTER: Duration = Duration::from_secs(1);
+/// A claim is answered by announcing again, at most once in this time (RFC 5227, DEFEND_INTERVAL).
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+/// A foreign host that has not claimed an address for this long is no longer in conflict.
+const CLAIM_EXPIRES: Duration = Duration::from_secs(60);
+/// Half-life of measured rates.
+const RATE_HALF_LIFE: Duration = Duration::from_secs(30);
+
+/// All decisions of one node. See the crate and module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    now: Time,
+    config: Option<Config>,
+    incarnation: u64,
+    /// In the order of the configuration; their index is the port's number everywhere in core.
+    ports: Vec<ports::Port>,
+    /// In the order of taking: by priority, then name.
+    servers: Vec<Server>,
+    vips: BTreeMap<IpAddr, Vip>,
+    /// Addresses that Baton has on an interface, as far as known: (address, interface).
+    assigned: BTreeSet<(IpAddr, IfIndex)>,
+    /// Removals of ours whose notification is still to come; any other removal is somebody else's.
+    removing: Vec<(IpAddr, IfIndex)>,
+    /// Addresses whose port the kernel programs could not be told.
+    unpermitted: BTreeSet<IpAddr>,
+    /// Names of all interfaces, to speak of them in events.
+    names: BTreeMap<IfIndex, String>,
+    /// What was last asked for, by segment.
+    steered: BTreeMap<String, Vec<IfIndex>>,
+    repeats: announce::Repeats,
+    conflicts: Vec<Conflict>,
+    repair_at: Option<Time>,
+    /// How much of the exponential weights the samples so far make up: near 0 at first, later 1.
+    sampled: f64,
+    failovers: u64,
+    #[serde(skip)]
+    out: Vec<Effect>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Server {
+    name: String,
+    priority: u32,
+    owner: Option<Owner>,
+    /// Its serving mark is on.
+    marked: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Vip {
+    /// Index into `servers`.
+    server: usize,
+    /// Segment name.
+    segment: String,
+    /// Index into `ports`.
+    port: Option<usize>,
+    /// Bytes per second, exponentially weighted over the time that has been sampled.
+    rate: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Conflict {
+    address: IpAddr,
+    ifindex: IfIndex,
+    mac: Option<[u8; 6]>,
+    seen: Time,
+    answered: Time,
+}
+
+impl Vip {
+    /// What it weighs when addresses are spread: its traffic, and a little, so that idle ones are spread by count.
+    fn weight(&self) -> u64 {
+        self.rate as u64 + 1
+    }
+}
+
+impl Machine {
+    /// A machine that waits for [`Input::Start`].
+    pub fn new() -> Machine {
+        Machine::default()
+    }
+
+    /// Takes one input that happened at `now` and returns what is to be done, in order. `now` never goes back;
+    /// one that does counts as the latest known.
+    pub fn handle(&mut self, now: Time, input: Input) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        match input {
+            Input::Start(start) => self.start(*start),
+            Input::Link(link) => self.link(link),
+            Input::LinkGone(ifindex) => self.link_gone(ifindex),
+            Input::Carrier(ifindex, carrier) => self.carrier_read(ifindex, carrier),
+            Input::AddressAdded(assigned) => self.address_added(assigned),
+            Input::AddressRemoved(assigned) => self.address_removed(assigned),
+            Input::SteeringLost { segment, port } => self.steering_lost(&segment, port),
+            Input::Resync(found) => self.resync(found),
+            Input::Claim(claim) => self.claim(claim),
+            Input::Attached(ifindex, attachment) => self.attached(ifindex, attachment),
+            Input::Sample(sample) => self.sample(&sample),
+            Input::Owned(server, owner) => self.owned(&server, owner),
+            Input::Failed(effect, error) => self.failed(*effect, error),
+            Input::Wake => {}
+        }
+        self.due();
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Input::Wake`] is wanted; `None`: only when something happens.
+    pub fn deadline(&self) -> Option<Time> {
+        let holds = self.ports.iter().filter_map(|p| p.held_until());
+        let conflicts = self.conflicts.iter().filter(|c| c.mac.is_some()).map(|c| c.seen + CLAIM_EXPIRES);
+        holds.chain(conflicts).chain(self.repeats.next()).chain(self.repair_at).min()
+    }
+
+    /// Everything whose time has come.
+    fn due(&mut self) {
+        self.end_holds();
+        self.announce_due();
+        if self.repair_at.is_some_and(|t| t <= self.now) {
+            self.repair_at = None;
+            self.repair();
+        }
+        let now = self.now;
+        self.conflicts.retain(|c| c.mac.is_none() || now < c.seen + CLAIM_EXPIRES);
+    }
+
+    fn event(&mut self, kind: EventKind) {
+        self.event_of(None, kind);
+    }
+
+    fn event_of(&mut self, failover: Option<u64>, kind: EventKind) {
+        self.out.push(Effect::Event(Event { at: self.now, failover, kind }));
+    }
+
+    fn interface(&self, ifindex: IfIndex) -> String {
+        self.names.get(&ifindex).cloned().unwrap_or_else(|| format!("#{}", ifindex.0))
+    }
+
+    fn port_of(&self, ifindex: IfIndex) -> Option<usize> {
+        self.ports.iter().position(|p| p.ifindex() == Some(ifindex))
+    }
+
+    /// The interface that an address is, or is to be, configured on: bound, served, and the interface exists.
+    fn desired(&self, address: IpAddr) -> Option<IfIndex> {
+        let vip = self.vips.get(&address)?;
+        if !self.servers[vip.server].marked {
+            return None;
+        }
+        self.ports[vip.port?].ifindex()
+    }
+
+    fn address_added(&mut self, a: Assigned) {
+        // Ours is no news, and may be old news: it was asked for, and perhaps taken back since.
+        if a.ours || !self.vips.contains_key(&a.address) {
+            return;
+        }
+        let known = |c: &Conflict| c.mac.is_none() && c.address == a.address && c.ifindex == a.ifindex;
+        if !self.conflicts.iter().any(known) {
+            let (address, ifindex, now) = (a.address, a.ifindex, self.now);
+            self.conflicts.push(Conflict { address, ifindex, mac: None, seen: now, answered: now });
+            let interface = self.interface(ifindex);
+            self.event(EventKind::AddressConflict { address, interface });
+        }
+    }
+
+    fn address_removed(&mut self, a: Assigned) {
+        let Assigned { ifindex, address, ours } = a;
+        if !ours {
+            let local = |c: &Conflict| c.mac.is_none() && c.address == address && c.ifindex == ifindex;
+            if let Some(i) = self.conflicts.iter().position(local) {
+                self.conflicts.remove(i);
+                let interface = self.interface(ifindex);
+                self.event(EventKind::AddressConflictOver { address, interface });
+            }
+            return;
+        }
+        if let Some(i) = self.removing.iter().position(|r| *r == (address, ifindex)) {
+            self.removing.swap_remove(i);
+            return;
+        }
+        if !self.assigned.remove(&(address, ifindex)) || self.desired(address) != Some(ifindex) {
+            return;
+        }
+        // An interface that is down loses its IPv6 addresses by itself; they come back with it, or go elsewhere.
+        if self.port_of(ifindex).is_some_and(|p| self.ports[p].is_up()) {
+            self.put_back(address, ifindex);
+        }
+    }
+
+    /// Configures and announces an address that somebody else removed.
+    fn put_back(&mut self, address: IpAddr, ifindex: IfIndex) {
+        self.add(address, ifindex);
+        self.announce(address, ifindex);
+        let interface = self.interface(ifindex);
+        self.event(EventKind::AddressDeleted { address, interface });
+    }
+
+    fn add(&mut self, address: IpAddr, ifindex: IfIndex) {
+        self.assigned.insert((address, ifindex));
+        self.out.push(Effect::AddAddress(ifindex, address));
+    }
+
+    fn remove(&mut self, address: IpAddr, ifindex: IfIndex) {
+        if self.assigned.remove(&(address, ifindex)) {
+            self.removing.push((address, ifindex));
+            self.out.push(Effect::RemoveAddress(ifindex, address));
+        }
+    }
+
+    fn claim(&mut self, claim: Claim) {
+        let Claim { address, ifindex, mac } = claim;
+        let Some(port) = self.desired(address).filter(|i| self.assigned.contains(&(address, *i))) else {
+            return;
+        };
+        if self.port_of(port).is_none_or(|p| self.ports[p].rank() == 0) {
+            return; // not answered for at present
+        }
+        let now = self.now;
+        let known = |c: &&mut Conflict| c.address == address && c.mac == Some(mac);
+        match self.conflicts.iter_mut().find(known) {
+            Some(c) => {
+                c.seen = now;
+                if now < c.answered + DEFEND_INTERVAL {
+                    return;
+                }
+                c.answered = now;
+            }
+            None => {
+                self.conflicts.push(Conflict { address, ifindex, mac: Some(mac), seen: now, answered: now })
+            }
+        }
+        self.out.push(Effect::Announce(port, address));
+        let interface = self.interface(ifindex);
+        self.event(EventKind::ForeignClaim { address, interface, mac: view::mac(mac) });
+    }
+
+    fn steering_lost(&mut self, segment: &str, port: Option<IfIndex>) {
+        let Some(ports) = self.steered.get(segment).cloned() else { return };
+        if port.is_some_and(|p| !ports.contains(&p)) {
+            return; // a port that went down took its routes along
+        }
+        self.out.push(Effect::Steer { segment: segment.to_owned(), ports });
+        self.event(EventKind::SteeringDeleted { segment: segment.to_owned() });
+    }
+
+    fn resync(&mut self, found: Found) {
+        self.event(EventKind::Resynced);
+        let gone: Vec<IfIndex> =
+            self.names.keys().copied().filter(|i| !found.links.iter().any(|l| l.ifindex == *i)).collect();
+        self.removing.clear();
+        let before = std::mem::take(&mut self.assigned);
+        self.assigned = found.addresses.iter().filter(|a| a.ours).map(|a| (a.address, a.ifindex)).collect();
+        self.steered.clear();
+        gone.into_iter().for_each(|i| self.link_gone(i));
+        found.links.into_iter().for_each(|l| self.link(l));
+        let local = |c: &Conflict| {
+            c.mac.is_some()
+                || found.addresses.iter().any(|a| (a.address, a.ifindex) == (c.address, c.ifindex))
+        };
+        self.conflicts.retain(local);
+        found.addresses.iter().filter(|a| !a.ours).for_each(|a| self.address_added(*a));
+        for address in self.vips.keys().copied().collect::<Vec<_>>() {
+            let Some(ifindex) = self.desired(address) else { continue };
+            if self.assigned.contains(&(address, ifindex)) {
+                continue;
+            }
+            let port = self.port_of(ifindex).map(|p| &self.ports[p]);
+            if before.contains(&(address, ifindex)) && port.is_some_and(|p| p.is_up()) {
+                self.put_back(address, ifindex);
+            } else if port.is_some_and(|p| p.rank() > 0) {
+                self.permit(address);
+                self.add(address, ifindex);
+                self.announce(address, ifindex);
+            }
+        }
+        self.remove_leftovers();
+        self.segments().iter().for_each(|s| self.steer(s));
+    }
+
+    /// Removes addresses of ours that aren't virtual IPs, and virtual IPs from where they aren't bound once they are
+    /// where they are.
+    fn remove_leftovers(&mut self) {
+        let left = |&(a, i): &(IpAddr, IfIndex)| match self.desired(a) {
+            Some(here) => here != i && self.assigned.contains(&(a, here)),
+            None => !self.vips.contains_key(&a),
+        };
+        let wrong: Vec<_> = self.assigned.iter().copied().filter(left).collect();
+        wrong.iter().for_each(|&(a, i)| self.remove(a, i));
+    }
+
+    fn owned(&mut self, name: &str, owner: Owner) {
+        let Some(index) = self.servers.iter().position(|s| s.name == name) else { return };
+        if owner.incarnation != self.incarnation {
+            return; // an answer to an earlier life
+        }
+        self.servers[index].owner = Some(owner);
+        if !self.servers[index].marked {
+            self.serve(index);
+        }
+        self.event(EventKind::Serving { server: name.to_owned(), epoch: owner.epoch });
+    }
+
+    fn failed(&mut self, effect: Effect, error: String) {
+        self.event(EventKind::EffectFailed { effect: format!("{effect:?}"), error });
+        match effect {
+            Effect::Attach(ifindex, _) => self.attach_failed(ifindex),
+            Effect::AddAddress(ifindex, address) => {
+                self.assigned.remove(&(address, ifindex));
+            }
+            Effect::RemoveAddress(ifindex, address) => {
+                self.removing.retain(|r| *r != (address, ifindex));
+                if self.names.contains_key(&ifindex) {
+                    self.assigned.insert((address, ifindex)); // `repair` tries again
+                }
+            }
+            Effect::Steer { segment, .. } => {
+                self.steered.remove(&segment);
+            }
+            Effect::Mark { server, incarnation: Some(_) } => {
+                self.servers.iter_mut().filter(|s| s.name == server).for_each(|s| s.marked = false);
+            }
+            Effect::Permit { address, .. } => {
+                self.unpermitted.insert(address);
+            }
+            Effect::Take(_)
+            | Effect::Mark { .. }
+            | Effect::Forget(_)
+            | Effect::Announce(..)
+            | Effect::Event(_) => {}
+        }
+        self.repair_at.get_or_insert(self.now + REPAIR_AFTER);
+    }
+
+    /// Asks again for whatever should be and is not.
+    fn repair(&mut self) {
+        for port in 0..self.ports.len() {
+            self.attach_again(port);
+        }
+        for segment in self.segments() {
+            self.steer(&segment);
+        }
+        for i in 0..self.servers.len() {
+            if self.servers[i].owner.is_none() {
+                self.out.push(Effect::Take(self.servers[i].name.clone()));
+            } else if !self.servers[i].marked {
+                self.serve(i);
+            }
+        }
+        for address in std::mem::take(&mut self.unpermitted) {
+            self.permit(address);
+            self.repeats.soon(self.now, address);
+        }
+        for address in self.vips.keys().copied().collect::<Vec<_>>() {
+            let Some(ifindex) = self.desired(address) else { continue };
+            let port = self.vips[&address].port;
+            if !self.assigned.contains(&(address, ifindex)) && port.is_some_and(|p| self.ports[p].is_up()) {
+                self.permit(address);
+                self.add(address, ifindex);
+                self.announce(address, ifindex);
+            }
+        }
+        self.remove_leftovers();
+    }
+
+    fn sample(&mut self, sample: &Sample) {
+        let seconds = sample.over.as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        let keep = 0.5f64.powf(seconds / RATE_HALF_LIFE.as_secs_f64());
+        let before = keep * self.sampled;
+        self.sampled = before + 1.0 - keep;
+        for (address, vip) in &mut self.vips {
+            let rate = sample.bytes.get(address).copied().unwrap_or(0) as f64 / seconds;
+            vip.rate = (before * vip.rate + (1.0 - keep) * rate) / self.sampled;
+        }
+        for port in &mut self.ports {
+            port.speed = port.ifindex().and_then(|i| sample.speed.get(&i).copied());
+        }
+    }
+
+    fn segments(&self) -> Vec<String> {
+        self.config.iter().flat_map(|c| &c.segments).map(|s| s.name.clone()).collect()
+    }
+
+    fn link(&mut self, link: Link) {
+        self.names.insert(link.ifindex, link.name.clone());
+        self.port_link(link);
+    }
+
+    fn link_gone(&mut self, ifindex: IfIndex) {
+        self.names.remove(&ifindex);
+        self.assigned.retain(|a| a.1 != ifindex);
+        self.removing.retain(|r| r.1 != ifindex);
+        self.conflicts.retain(|c| c.mac.is_some() || c.ifindex != ifindex);
+        self.port_gone(ifindex, Reason::InterfaceGone);
+    }
+}

@@ -1,0 +1,77 @@
+//! The first input of an agent's life: what an earlier one left is adopted where it is still right.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::ports::Port;
+use super::{Machine, Server, Vip};
+use crate::{Effect, EventKind, IfIndex, Start};
+
+impl Machine {
+    pub(super) fn start(&mut self, start: Start) {
+        let Start { config, incarnation, found, bound, marked } = start;
+        *self = Machine { now: self.now, incarnation, ..Machine::default() };
+        self.ports = config.ports.iter().map(Port::new).collect();
+        self.names = found.links.iter().map(|l| (l.ifindex, l.name.clone())).collect();
+
+        let mut servers: Vec<_> = config.servers.iter().collect();
+        servers.sort_by_key(|s| (Reverse(s.priority), s.name.clone()));
+        for (index, s) in servers.into_iter().enumerate() {
+            let (name, priority) = (s.name.clone(), s.priority);
+            self.servers.push(Server { marked: marked.contains(&name), name, priority, owner: None });
+            for address in s.addresses.iter().map(|n| n.addr()) {
+                let segment = config.segment_of(address).map(|s| s.name.clone()).unwrap_or_default();
+                self.vips.insert(address, Vip { server: index, segment, port: None, rate: 0.0 });
+            }
+        }
+        let timing = config.timing.clone();
+        self.config = Some(config);
+        self.repeats.set_schedule(timing.announce_repeat);
+
+        for link in found.links {
+            self.first_link(link);
+        }
+        self.assigned = found.addresses.iter().filter(|a| a.ours).map(|a| (a.address, a.ifindex)).collect();
+        let adopted = self.adopt(&bound);
+        for segment in self.segments() {
+            self.steer(&segment);
+        }
+        for i in 0..self.servers.len() {
+            self.out.push(Effect::Take(self.servers[i].name.clone()));
+        }
+        for address in bound.into_keys().filter(|a| !self.vips.contains_key(a)).collect::<Vec<_>>() {
+            self.out.push(Effect::Forget(address));
+        }
+        // What a served address has elsewhere, and what isn't a virtual IP any more. Of servers that are not served yet,
+        // addresses stay until they are.
+        let strangers: Vec<_> =
+            self.assigned.iter().copied().filter(|(a, _)| !self.vips.contains_key(a)).collect();
+        strangers.iter().for_each(|&(a, i)| self.remove(a, i));
+        self.event(EventKind::Started { incarnation, adopted, removed: strangers.len() });
+        found.addresses.iter().filter(|a| !a.ours).for_each(|a| self.address_added(*a));
+        let absent: Vec<_> =
+            self.ports.iter().filter(|p| p.ifindex().is_none()).map(|p| p.interface.clone()).collect();
+        absent.into_iter().for_each(|interface| self.event(EventKind::InterfaceAbsent { interface }));
+    }
+
+    /// Takes over the bindings of an earlier agent, then, of what is served already, moves what is on ports that have
+    /// failed meanwhile and completes what was left half done.
+    fn adopt(&mut self, bound: &BTreeMap<IpAddr, IfIndex>) -> usize {
+        let found: BTreeMap<IpAddr, IfIndex> = self.assigned.iter().copied().collect();
+        let mut adopted = 0;
+        // The kernel programs know better where an address belongs than the interfaces, which may hold it twice.
+        for (address, ifindex) in found.iter().filter(|(a, _)| !bound.contains_key(a)).chain(bound) {
+            let port = self.port_of(*ifindex);
+            let Some(vip) = self.vips.get_mut(address) else { continue };
+            if let Some(p) = port
+                && self.ports[p].segment == vip.segment
+            {
+                vip.port = Some(p);
+                adopted += usize::from(self.assigned.contains(&(*address, *ifindex)));
+            }
+        }
+        self.serve_on();
+        adopted
+    }
+}

@@ -1,0 +1,100 @@
+//! The snapshot: what is published of the machine.
+
+use super::ports::Programs;
+use super::{Machine, Server, Vip};
+use crate::{AddressView, ConflictView, NodeView, PortState, PortView, ServerView, Snapshot, Time};
+
+impl Machine {
+    /// The published view as of `now`.
+    pub fn snapshot(&self, now: Time) -> Snapshot {
+        let node = self.config.as_ref().map(|c| c.node.clone()).unwrap_or_default();
+        Snapshot {
+            incarnation: self.incarnation,
+            master: Some(node.clone()),
+            quorum: true,
+            lease_ms: None,
+            nodes: vec![NodeView { name: node.clone(), state: "up".into(), load: self.node_load() }],
+            ports: (0..self.ports.len()).map(|p| self.port_view(p, now)).collect(),
+            virtual_servers: (0..self.servers.len()).map(|s| self.server_view(s, &node)).collect(),
+            conflicts: self.conflicts.iter().map(|c| self.conflict_view(c)).collect(),
+            failovers: self.failovers,
+            node,
+        }
+    }
+
+    fn port_view(&self, p: usize, now: Time) -> PortView {
+        let port = &self.ports[p];
+        PortView {
+            interface: port.interface.clone(),
+            segment: port.segment.clone(),
+            state: port.state,
+            carrier: port.has_carrier(),
+            present: port.ifindex().is_some(),
+            attachment: match port.programs {
+                Programs::On(a) => Some(a),
+                Programs::Asked | Programs::Refused => None,
+            },
+            held_ms: port.held_until().map(|t| t.since(now).as_millis() as u64),
+            flaps: port.flaps,
+            addresses: self.on_port(p).count(),
+            rate: self.on_port(p).map(|v| v.rate as u64).sum(),
+        }
+    }
+
+    fn on_port(&self, p: usize) -> impl Iterator<Item = &Vip> {
+        self.vips.values().filter(move |v| v.port == Some(p) && self.servers[v.server].marked)
+    }
+
+    fn server_view(&self, index: usize, node: &str) -> ServerView {
+        let server = &self.servers[index];
+        let vips: Vec<_> = self.vips.iter().filter(|(_, v)| v.server == index).collect();
+        let rate = vips.iter().map(|(_, v)| v.rate).sum::<f64>();
+        ServerView {
+            name: server.name.clone(),
+            owner: server.owner.map(|_| node.to_owned()),
+            state: self.server_state(server, &vips.iter().map(|(_, v)| *v).collect::<Vec<_>>()).to_owned(),
+            epoch: server.owner.map_or(0, |o| o.epoch),
+            load: self.capacity().map_or(0.0, |c| (rate / c).min(1.0)),
+            priority: server.priority,
+            rate: rate as u64,
+            addresses: vips
+                .iter()
+                .map(|(a, v)| AddressView {
+                    address: **a,
+                    port: v.port.filter(|_| server.marked).map(|p| self.ports[p].interface.clone()),
+                    rate: v.rate as u64,
+                })
+                .collect(),
+        }
+    }
+
+    fn server_state(&self, server: &Server, vips: &[&Vip]) -> &'static str {
+        let usable = |v: &&Vip| v.port.is_some_and(|p| self.ports[p].rank() > 0);
+        match server.marked {
+            false => "starting",
+            true if vips.iter().all(usable) => "serving",
+            true => "failed",
+        }
+    }
+
+    /// Bytes per second that the usable ports can carry both ways; unknown where no port tells its speed.
+    fn capacity(&self) -> Option<f64> {
+        let usable = self.ports.iter().filter(|p| p.state != PortState::Down);
+        let sum: u64 = usable.filter_map(|p| p.speed).sum();
+        (sum > 0).then_some(2.0 * sum as f64)
+    }
+
+    fn node_load(&self) -> f64 {
+        let rate: f64 = self.vips.values().map(|v| v.rate).sum();
+        self.capacity().map_or(0.0, |c| (rate / c).min(1.0))
+    }
+
+    fn conflict_view(&self, c: &super::Conflict) -> ConflictView {
+        ConflictView { address: c.address, interface: self.interface(c.ifindex), mac: c.mac.map(mac) }
+    }
+}
+
+/// aa:bb:cc:dd:ee:ff
+pub(super) fn mac(m: [u8; 6]) -> String {
+    m.map(|b| format!("{b:02x}")).join(":")
+}

@@ -1,0 +1,181 @@
+//! `baton events`.
+
+use std::io::{Write as _, stdout};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use baton_core::{Event, EventKind, FailoverKind, Reason, Rebinding};
+
+use super::CliError;
+use super::text::{count, one_line};
+use crate::config::{self, Places};
+use crate::control::{ClientError, EventsRequest, Request, ask};
+use crate::journal::{self, Filter, Record};
+
+/// Events shown before following.
+const BEFORE_FOLLOWING: usize = 10;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Go on with every new event
+    #[arg(long)]
+    follow: bool,
+    /// Only from this time on: 10m (ago), 2026-01-31, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "T", value_parser = parse_since)]
+    since: Option<SystemTime>,
+    /// Only what concerns this virtual server
+    #[arg(long, value_name = "VS")]
+    server: Option<String>,
+    /// As JSON, one line each
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_since(text: &str) -> Result<SystemTime, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return SystemTime::now()
+            .checked_sub(ago)
+            .ok_or_else(|| "that long ago there was no clock".to_owned());
+    }
+    let full = if text.len() == 10 { format!("{text} 00:00:00") } else { text.to_owned() };
+    humantime::parse_rfc3339_weak(&full)
+        .map_err(|_| "write a duration as 10m, or a time in UTC as 2026-01-31T12:00:00Z".to_owned())
+}
+
+/// Asks the agent; without one, reads the journal that the last one left.
+pub(super) fn command(places: &Places, config: &Path, options: &Options) -> Result<(), CliError> {
+    let request = Request::Events(EventsRequest {
+        since: options.since.map(|t| humantime::format_rfc3339_micros(t).to_string()),
+        follow: options.follow,
+        server: options.server.clone(),
+        limit: (options.follow && options.since.is_none()).then_some(BEFORE_FOLLOWING),
+    });
+    let answers = match ask(&places.socket, &request) {
+        Ok(answers) => answers,
+        Err(ClientError::NotRunning { .. }) if !options.follow => {
+            return left_behind(places, config, options);
+        }
+        Err(e) => return Err(e.into()),
+    };
+    answers.limit((!options.follow).then_some(Duration::from_secs(30)))?;
+    for line in answers {
+        let line = line?;
+        if options.json {
+            writeln!(stdout(), "{line}")?;
+        } else {
+            writeln!(stdout(), "{}", describe(&serde_json::from_str(&line)?))?;
+        }
+    }
+    if options.follow {
+        return Err(CliError::Other("the agent has gone; see `journalctl -u baton`".to_owned()));
+    }
+    Ok(())
+}
+
+fn left_behind(places: &Places, file: &Path, options: &Options) -> Result<(), CliError> {
+    eprintln!("baton: the agent isn't running; this is the journal it left in {}", places.state.display());
+    let server = match &options.server {
+        Some(name) => {
+            let loaded = config::load(file)?;
+            let server = loaded.core.servers.into_iter().find(|s| s.name == *name).ok_or_else(|| {
+                CliError::Other(format!("there is no virtual server \"{name}\" in {}", file.display()))
+            })?;
+            Some((server.name, server.addresses.iter().map(|a| a.addr()).collect()))
+        }
+        None => None,
+    };
+    let filter = Filter { since: options.since, server };
+    let records = journal::read(&places.state, usize::MAX, |r| filter.passes(r));
+    for record in records.map_err(|e| CliError::Other(e.to_string()))? {
+        if options.json {
+            writeln!(stdout(), "{}", serde_json::to_string(&record)?)?;
+        } else {
+            writeln!(stdout(), "{}", describe(&record))?;
+        }
+    }
+    Ok(())
+}
+
+/// One line for people: when, which failover, what and why.
+pub(super) fn describe(record: &Record) -> String {
+    let failover = record.event.failover.map_or_else(String::new, |n| format!("[{n}] "));
+    let time = humantime::format_rfc3339_micros(record.time).to_string().replace('T', " ");
+    format!("{time}  {failover}{}", one_line(&sentence(&record.event)))
+}
+
+/// What happened, without the time.
+pub(super) fn sentence(event: &Event) -> String {
+    match &event.kind {
+        EventKind::Started { incarnation, adopted, removed } => {
+            format!(
+                "agent started: incarnation {incarnation}, {} adopted, {removed} removed",
+                count(*adopted, "address")
+            )
+        }
+        EventKind::InterfaceAbsent { interface } => {
+            format!("port {interface} does not exist; waiting for it")
+        }
+        EventKind::Port { interface, segment, from, to, reason } => {
+            let reason = reason.map_or_else(String::new, |r| format!(": {}", plain(r)));
+            format!("port {interface} ({segment}) {} -> {}{reason}", from.word(), to.word())
+        }
+        EventKind::Failover { kind, reason, moves } => {
+            let FailoverKind::Port = kind;
+            format!("port failover, {}: {}", plain(*reason), rebindings(moves))
+        }
+        EventKind::FailoverDone { kind: FailoverKind::Port, addresses, stages, .. } => {
+            let stages: Vec<String> =
+                stages.iter().map(|(s, after)| format!("{} {:.0} us", s.word(), after * 1e6)).collect();
+            format!("port failover done, {}: {}", count(*addresses, "address"), stages.join(", "))
+        }
+        EventKind::Stranded { segment } => {
+            format!("segment {segment} has no usable port left; its addresses wait for one")
+        }
+        EventKind::AddressDeleted { address, interface } => {
+            format!("{address} was removed from {interface} by somebody else; it has been put back")
+        }
+        EventKind::SteeringDeleted { segment } => {
+            format!(
+                "rules or routes of segment {segment} were removed by somebody else; they have been put back"
+            )
+        }
+        EventKind::AddressConflict { address, interface } => {
+            format!("{address} is configured on {interface} too, not by Baton; remove it there")
+        }
+        EventKind::AddressConflictOver { address, interface } => {
+            format!("{address} is gone from {interface}")
+        }
+        EventKind::ForeignClaim { address, interface, mac } => {
+            format!("host {mac} claims {address} on {interface}; it has been announced again")
+        }
+        EventKind::Attached { interface, mode } => {
+            let mode = match mode {
+                baton_core::Attachment::Native => "XDP in the driver",
+                baton_core::Attachment::Generic => "generic XDP, the driver refuses it",
+                baton_core::Attachment::TcOnly => "TC only, XDP is refused",
+            };
+            format!("kernel programs sit on {interface}: {mode}")
+        }
+        EventKind::Serving { server, epoch } => format!("serving {server}, epoch {epoch}"),
+        EventKind::Resynced => "notifications were lost; links and addresses have been read again".to_owned(),
+        EventKind::EffectFailed { effect, error } => format!("FAILED: {effect}: {error}"),
+    }
+}
+
+fn plain(reason: Reason) -> String {
+    reason.word().replace('_', " ")
+}
+
+/// Up to three addresses by name, the rest by number.
+fn rebindings(moves: &[Rebinding]) -> String {
+    let arrow = |from: &Option<String>, to: &str, what: IpAddr| match from {
+        Some(from) => format!("{what} {from} -> {to}"),
+        None => format!("{what} -> {to}"),
+    };
+    let mut parts: Vec<String> = moves.iter().take(3).map(|m| arrow(&m.from, &m.to, m.address)).collect();
+    if moves.len() > 3 {
+        parts.push(format!("and {} more", moves.len() - 3));
+    }
+    parts.join(", ")
+}

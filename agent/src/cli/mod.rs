@@ -1,0 +1,167 @@
+//! The command line. Everything that shows an agent asks it over the control socket; nothing here decides.
+//!
+//! Exit status: 0 done, 1 refused or failed (one line on standard error: what, why, what to do), 2 wrong usage,
+//! 64 bad configuration.
+
+mod check;
+mod events;
+mod log;
+mod replay;
+#[cfg(test)]
+mod samples;
+mod status;
+#[cfg(test)]
+mod tests;
+mod text;
+mod top;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
+use crate::control::ClientError;
+use crate::slow::clean::{self, Cleaned};
+use crate::{demo, slow};
+
+/// Exit status of a bad configuration (EX_USAGE of sysexits.h, as in the program's documentation).
+pub const BAD_CONFIGURATION: u8 = 64;
+
+/// Failover and load balancing for file servers
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, arg_required_else_help = true)]
+struct Cli {
+    /// Configuration file [default: /etc/baton/baton.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run,
+    /// Check a configuration and touch nothing
+    Check {
+        /// The file, instead of --config
+        file: Option<PathBuf>,
+    },
+    /// Show ports, virtual servers and conflicts
+    Status {
+        /// As JSON, one line
+        #[arg(long)]
+        json: bool,
+        /// Go on with every change
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Watch ports, virtual servers, traffic and events in the terminal
+    Top,
+    /// Show what happened and why
+    Events(events::Options),
+    /// Run a recorded input log through the decisions again
+    Replay {
+        /// The log
+        file: PathBuf,
+    },
+    /// Remove everything Baton made on this node; only while no agent runs
+    Clean,
+    /// Show failovers in a lab of network namespaces, without any configuration
+    Demo,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// Exit status 64.
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    /// The reader of our output has gone: nothing more to do, and nothing wrong.
+    #[error("nobody reads the output")]
+    Unread,
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    #[error("cannot write the output: {0}; check where it goes")]
+    Output(io::Error),
+    #[error("the agent sent something unknown ({0}); is it of another version? restart it")]
+    Answer(#[from] serde_json::Error),
+    #[error("{0}")]
+    Other(String),
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => CliError::Unread,
+            _ => CliError::Output(error),
+        }
+    }
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    // On wrong usage, clap prints why and exits with 2; on --help and --version with 0.
+    let cli = Cli::parse();
+    let _flushed = log::init();
+    match cli.run() {
+        Ok(()) | Err(CliError::Unread) => ExitCode::SUCCESS,
+        Err(CliError::Config(errors)) => {
+            eprintln!("{errors}");
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+        Err(error) => {
+            eprintln!("baton: {}", text::one_line(&error.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Cli {
+    fn run(self) -> Result<(), CliError> {
+        let file = self.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        match self.command {
+            Command::Run => slow::run(load(file)?).map_err(|e| CliError::Other(e.to_string())),
+            Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
+            Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
+            Command::Top => top::command(&self.places()?.socket),
+            Command::Events(ref options) => events::command(&self.places()?, file, options),
+            Command::Replay { file } => replay::command(&file),
+            Command::Clean => clean(&load(file)?),
+            Command::Demo => Ok(demo::run()?),
+        }
+    }
+
+    /// Where the agent is to be found. A file with mistakes will do, and so will none if none was named: who looks
+    /// after a running agent must not be stopped by a half-edited file.
+    fn places(&self) -> Result<Places, CliError> {
+        match (&self.config, Path::new(DEFAULT_FILE)) {
+            (None, file) if !file.exists() => Ok(Places::default()),
+            (None, file) => Ok(config::places(file)?),
+            (Some(file), _) => Ok(config::places(file)?),
+        }
+    }
+}
+
+/// Loads the configuration; warnings go to the log.
+fn load(file: &Path) -> Result<Loaded, CliError> {
+    let loaded = config::load(file)?;
+    for line in loaded.warnings.to_string().lines() {
+        tracing::warn!("{line}");
+    }
+    Ok(loaded)
+}
+
+fn clean(loaded: &Loaded) -> Result<(), CliError> {
+    let gone = clean::clean(&loaded.agent).map_err(|e| CliError::Other(e.to_string()))?;
+    let Cleaned { addresses, routes, rules } = gone;
+    writeln!(
+        io::stdout(),
+        "removed {addresses} addresses, {routes} routes, {rules} rules, and the kernel programs"
+    )?;
+    Ok(())
+}

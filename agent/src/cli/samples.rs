@@ -1,0 +1,78 @@
+//! A status for the tests of what people see.
+
+use std::time::Duration;
+
+use baton_core::{
+    AddressView, Attachment, ConflictView, Event, EventKind, NodeView, PortState, PortView, ServerView,
+    Snapshot, Time,
+};
+
+use crate::journal::Record;
+use crate::telemetry::Status;
+
+pub(super) fn port(interface: &str, state: PortState) -> PortView {
+    PortView {
+        interface: interface.into(),
+        segment: "office".into(),
+        state,
+        carrier: state != PortState::Down,
+        present: true,
+        attachment: Some(Attachment::Native),
+        held_ms: (state == PortState::Held).then_some(800),
+        flaps: 0,
+        addresses: if state == PortState::Good { 2 } else { 0 },
+        rate: if state == PortState::Good { 1_250_000 } else { 0 },
+    }
+}
+
+pub(super) fn server(name: &str, addresses: &[(&str, Option<&str>)]) -> ServerView {
+    let view = |(address, port): &(&str, Option<&str>)| AddressView {
+        address: address.parse().expect("an address"),
+        port: port.map(str::to_owned),
+        rate: 625_000,
+    };
+    ServerView {
+        name: name.into(),
+        owner: Some("fs1".into()),
+        state: "serving".into(),
+        epoch: 3,
+        load: 0.12,
+        priority: 100,
+        rate: 1_250_000,
+        addresses: addresses.iter().map(view).collect(),
+    }
+}
+
+pub(super) fn status() -> Status {
+    let snapshot = Snapshot {
+        node: "fs1".into(),
+        incarnation: 7,
+        master: Some("fs1".into()),
+        quorum: true,
+        lease_ms: None,
+        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.21 }],
+        ports: vec![
+            port("eth0", PortState::Good),
+            port("eth1", PortState::Held),
+            PortView { present: false, attachment: None, ..port("eth2", PortState::Down) },
+        ],
+        virtual_servers: vec![
+            server("projects", &[("10.0.0.10", Some("eth0")), ("fd00:10::10", Some("eth0"))]),
+            server("homes", &[("10.0.0.11", None)]),
+        ],
+        conflicts: vec![ConflictView {
+            address: "10.0.0.10".parse().expect("an address"),
+            interface: "eth1".into(),
+            mac: Some("02:00:00:00:00:01".into()),
+        }],
+        failovers: 4,
+    };
+    Status { version: "0.1.0".into(), age_ms: 20, snapshot }
+}
+
+pub(super) fn record(seconds: u64, kind: EventKind) -> Record {
+    Record {
+        time: std::time::UNIX_EPOCH + Duration::from_secs(seconds),
+        event: Event { at: Time(1), failover: None, kind },
+    }
+}

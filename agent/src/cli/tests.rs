@@ -1,0 +1,114 @@
+use baton_core::{EventKind, FailoverKind, PortState, Reason, Rebinding};
+
+use super::events::describe;
+use super::samples::{record, status};
+use super::status::render;
+use super::text::{count, one_line, rate, span};
+use super::*;
+use clap::CommandFactory;
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn status_reads_well() {
+    let expected = "\
+node fs1  incarnation 7  lease endless  load 21 %  failovers 4
+
+PORT  SEGMENT  STATE        CARRIER  KERNEL  ADDRESSES      RATE
+eth0  office   good         yes      xdp             2  1.2 MB/s
+eth1  office   held 800 ms  yes      xdp             0     0 B/s
+eth2  office   down         absent   -               0     0 B/s
+
+VIRTUAL SERVER  OWNER  STATE    PORT     LOAD      RATE
+projects        fs1    serving           12 %  1.2 MB/s
+  10.0.0.10                     eth0           625 kB/s
+  fd00:10::10                   eth0           625 kB/s
+homes           fs1    serving           12 %  1.2 MB/s
+  10.0.0.11                     no port        625 kB/s
+
+CONFLICTS
+  10.0.0.10 is claimed by host 02:00:00:00:00:01 on eth1
+";
+    assert_eq!(render(&status(), false), expected);
+    let coloured = render(&status(), true);
+    let mut plain = coloured.clone();
+    for code in ["0", "1", "32", "33", "1;31"] {
+        plain = plain.replace(&format!("\x1b[{code}m"), "");
+    }
+    assert_eq!(plain, expected, "colour changes nothing else");
+    assert!(coloured.contains("\x1b[32mgood\x1b[0m"));
+}
+
+#[test]
+fn stale_status_says_so_first() {
+    let mut status = status();
+    status.age_ms = 12_300;
+    status.snapshot.quorum = false;
+    let text = render(&status, false);
+    assert!(text.starts_with("STALE: the agent's fast thread has not been heard for 12.3 s; "), "{text}");
+    assert!(text.contains("NO QUORUM"), "{text}");
+}
+
+#[test]
+fn what_comes_from_outside_cannot_steer_the_terminal() {
+    let mut status = status();
+    status.snapshot.virtual_servers[0].state = "x\x1b[2J\ny".into();
+    let text = render(&status, false);
+    assert!(!text.contains('\x1b') && text.contains("x [2J y"), "{text}");
+}
+
+#[test]
+fn events_are_one_line_each() {
+    let port = EventKind::Port {
+        interface: "eth0".into(),
+        segment: "office".into(),
+        from: PortState::Good,
+        to: PortState::Down,
+        reason: Some(Reason::CarrierLost),
+    };
+    assert_eq!(
+        describe(&record(60, port)),
+        "1970-01-01 00:01:00.000000Z  port eth0 (office) good -> down: carrier lost"
+    );
+    let moves = (1..=5)
+        .map(|n| Rebinding {
+            address: [10, 0, 0, n].into(),
+            from: (n > 1).then(|| "eth0".into()),
+            to: "eth1".into(),
+        })
+        .collect();
+    let mut failover =
+        record(0, EventKind::Failover { kind: FailoverKind::Port, reason: Reason::CarrierLost, moves });
+    failover.event.failover = Some(3);
+    assert_eq!(
+        describe(&failover),
+        "1970-01-01 00:00:00.000000Z  [3] port failover, carrier lost: \
+         10.0.0.1 -> eth1, 10.0.0.2 eth0 -> eth1, 10.0.0.3 eth0 -> eth1, and 2 more"
+    );
+}
+
+#[test]
+fn numbers_are_short() {
+    for (bytes, text) in [
+        (0, "0 B/s"),
+        (999, "999 B/s"),
+        (1000, "1.0 kB/s"),
+        (99_949, "99.9 kB/s"),
+        (99_950, "100 kB/s"),
+        (999_499, "999 kB/s"),
+        (999_500, "1.0 MB/s"),
+        (1_250_000_000, "1.2 GB/s"),
+        (u64::MAX, "18446744073.7 GB/s"),
+    ] {
+        assert_eq!(rate(bytes), text, "{bytes}");
+    }
+    assert_eq!([span(0), span(999), span(1500), span(61_000)], ["0 ms", "999 ms", "1.5 s", "1 min"]);
+    assert_eq!(
+        [count(1, "address"), count(2, "address"), count(0, "port")],
+        ["1 address", "2 addresses", "0 ports"]
+    );
+    assert_eq!(one_line("a\tb\u{7f}"), "a b ");
+}

@@ -1,0 +1,541 @@
+//! What spans sections: names that must be known or unique, addresses against subnets, totals.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use baton_core::Config;
+use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use ipnet::IpNet;
+
+use super::problem::Findings;
+use super::reader::{At, nearest};
+use super::sections::{Listen, Raw, RawSegment, RawServer, RawTiming};
+use super::{
+    AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, ProbingConfig, StoreConfig,
+    StoreKind, TelemetryConfig,
+};
+
+/// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Checks the whole and builds the result. It is only meant to be used if no error was found.
+pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)> {
+    check_store(&raw, f);
+    let node = node_name(raw.node.as_ref(), f);
+    check_names("segment", raw.segments.iter().filter_map(|s| s.name.as_ref()), f);
+    check_names("virtual server", raw.servers.iter().filter_map(|s| s.name.as_ref()), f);
+    check_ports(&raw, f);
+    check_subnets(&raw.segments, f);
+    for segment in &raw.segments {
+        check_hosts(segment, f);
+    }
+    check_servers(&raw, f);
+    let (timing, probing) = timing(&raw.timing, f);
+    let agent = agent_config(&raw, probing, f);
+    Some((
+        Config { node: node?, ports: ports(&raw), timing, segments: segments(&raw), servers: servers(&raw) },
+        agent,
+    ))
+}
+
+fn check_store(raw: &Raw, f: &mut Findings) {
+    let etcd = raw.store.kind.as_ref().filter(|k| k.value == "etcd");
+    if let Some(kind) = etcd {
+        f.error(
+            kind.at,
+            "the store \"etcd\" is not in this version",
+            "use kind = \"file\", which serves one node",
+        );
+        return;
+    }
+    for key in &raw.store.etcd_keys {
+        f.error(
+            key.at,
+            format!("`{}` in [store] belongs to the store \"etcd\"", key.value),
+            "remove it: the store \"file\" has only `path`",
+        );
+    }
+    if let Some(at) = raw.cluster {
+        f.error(
+            at,
+            "[cluster] needs the store \"etcd\", which is not in this version",
+            "remove it: this node then serves alone",
+        );
+    }
+}
+
+fn node_name(name: Option<&At<String>>, f: &mut Findings) -> Option<String> {
+    if let Some(name) = name {
+        check_name("node", name, f);
+        return Some(name.value.clone());
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if name_is_good(host) {
+        return Some(host.to_owned());
+    }
+    f.error(
+        0,
+        format!("the host's name \"{host}\" can't be this node's name"),
+        "add name = \"fs1\" to [node]",
+    );
+    None
+}
+
+fn name_is_good(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+fn check_name(what: &str, name: &At<String>, f: &mut Findings) {
+    if !name_is_good(&name.value) {
+        f.error(
+            name.at,
+            format!("the name of a {what} can't be \"{}\"", name.value.escape_debug()),
+            "use 1 to 63 letters, digits, dots, underscores and hyphens",
+        );
+    }
+}
+
+fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a At<String>>, f: &mut Findings) {
+    let mut seen = HashMap::new();
+    for name in names {
+        check_name(what, name, f);
+        unique(&mut seen, &name.value, name.at, f, || {
+            (format!("there are two {what}s \"{}\"", name.value), "rename or remove one of them".to_owned())
+        });
+    }
+}
+
+/// Reports `key` at its second place; its first is named by line.
+fn unique<K: std::hash::Hash + Eq + Clone>(
+    seen: &mut HashMap<K, usize>,
+    key: &K,
+    at: usize,
+    f: &mut Findings,
+    say: impl FnOnce() -> (String, String),
+) -> bool {
+    if let Some(first) = seen.get(key) {
+        let (what, fix) = say();
+        f.error_after(at, *first, what, fix);
+        return false;
+    }
+    seen.insert(key.clone(), at);
+    true
+}
+
+fn check_ports(raw: &Raw, f: &mut Findings) {
+    if raw.ports.is_empty() {
+        f.error(
+            0,
+            "no [[port]]",
+            "add one for each interface that clients use, with `interface` and `segment`",
+        );
+    }
+    if raw.segments.is_empty() {
+        f.error(0, "no [[segment]]", "add one for each client subnet, with `name` and `subnets`");
+    }
+    if let Some(port) = raw.ports.get(baton_common::MAX_PORTS as usize) {
+        f.error(port.at, "too many ports", format!("configure at most {}", baton_common::MAX_PORTS));
+    }
+    let known: Vec<&str> =
+        raw.segments.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
+    let mut seen = HashMap::new();
+    for port in &raw.ports {
+        if let Some(interface) = &port.interface {
+            check_interface(interface, f);
+            unique(&mut seen, &interface.value, interface.at, f, || {
+                (
+                    format!("interface \"{}\" is there twice", interface.value),
+                    "remove one of the two".to_owned(),
+                )
+            });
+        }
+        if let Some(segment) = port.segment.as_ref().filter(|s| !known.contains(&s.value.as_str())) {
+            let fix = match nearest(&segment.value, &known) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("add a [[segment]] with name = \"{}\"", segment.value),
+            };
+            f.error(segment.at, format!("there is no segment \"{}\"", segment.value), fix);
+        }
+    }
+}
+
+/// What the kernel takes as a name (net/core/dev.c, dev_valid_name), without the loopback interface.
+fn check_interface(name: &At<String>, f: &mut Findings) {
+    let n = &name.value;
+    if n == "lo" {
+        f.error(name.at, "\"lo\" can't be a port", "name an interface that clients use");
+    } else if n.len() > 15 {
+        f.error(name.at, format!("interface name \"{n}\" is too long"), "Linux allows 15 characters");
+    } else if matches!(n.as_str(), "" | "." | "..")
+        || n.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
+    {
+        f.error(
+            name.at,
+            format!("\"{}\" is no interface name", n.escape_debug()),
+            "write it as `ip link` shows it, without @ and what follows",
+        );
+    }
+}
+
+fn check_subnets(segments: &[RawSegment], f: &mut Findings) {
+    let mut seen: Vec<(&At<IpNet>, &str)> = Vec::new();
+    for segment in segments {
+        let name = segment.name.as_ref().map_or("?", |n| n.value.as_str());
+        for net in &segment.subnets {
+            let n = net.value;
+            if n.addr() != n.network() {
+                f.error(
+                    net.at,
+                    format!("{n} is an address in a subnet, not a subnet"),
+                    format!("write {}", n.trunc()),
+                );
+            } else if let Some(why) = unusable(n.addr()) {
+                f.error(net.at, format!("{n} {why}"), "write the subnet that clients are in");
+            } else if is_link_local6(n.addr()) {
+                f.error(
+                    net.at,
+                    format!("{n} is link-local, the same on every segment"),
+                    "write a routed subnet",
+                );
+            }
+            let n = n.trunc();
+            if let Some((first, other)) =
+                seen.iter().find(|(s, _)| s.value.trunc().contains(&n) || n.contains(&s.value.trunc()))
+            {
+                let whose =
+                    if *other == name { "this segment".to_owned() } else { format!("segment \"{other}\"") };
+                f.error_after(
+                    net.at,
+                    first.at,
+                    format!("{n} overlaps with {} of {whose}", first.value),
+                    "let every client address lie in one subnet only".to_owned(),
+                );
+            }
+            seen.push((net, name));
+        }
+    }
+}
+
+/// Gateways and probe targets.
+fn check_hosts(segment: &RawSegment, f: &mut Findings) {
+    let name = segment.name.as_ref().map_or("?", |n| n.value.as_str());
+    let mut families = HashMap::new();
+    let (gateways, targets) = (segment.gateway.iter(), segment.probe_targets.iter());
+    for (host, what) in gateways.map(|h| (h, "gateway")).chain(targets.map(|h| (h, "probe target"))) {
+        let ip = host.value;
+        if let Some(why) = unusable(ip) {
+            f.error(host.at, format!("{what} {ip} {why}"), "write the address of a host in the segment");
+        } else if is_link_local6(ip) {
+            // Routers are often known by their link-local address (RFC 4861, 4.2).
+        } else if !segment.subnets.iter().any(|n| n.value.trunc().contains(&ip)) {
+            f.error(
+                host.at,
+                format!("{what} {ip} is in no subnet of segment \"{name}\""),
+                "correct it, or add its subnet to `subnets`",
+            );
+        }
+        if what == "gateway" {
+            unique(&mut families, &ip.is_ipv4(), host.at, f, || {
+                let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+                (
+                    format!("segment \"{name}\" has two {family} gateways"),
+                    "leave one of each family".to_owned(),
+                )
+            });
+        }
+    }
+}
+
+fn check_servers(raw: &Raw, f: &mut Findings) {
+    if raw.servers.is_empty() {
+        f.warn(0, "no [[virtual_server]]: nothing is served", "add one with `name` and `addresses`");
+    }
+    if let Some(server) = raw.servers.get(baton_common::MAX_SERVERS as usize) {
+        f.error(
+            server.at,
+            "too many virtual servers",
+            format!("configure at most {}", baton_common::MAX_SERVERS),
+        );
+    }
+    if let Some(address) = raw.servers.iter().flat_map(|s| &s.addresses).nth(baton_common::MAX_VIPS as usize)
+    {
+        f.error(address.at, "too many addresses", format!("configure at most {}", baton_common::MAX_VIPS));
+    }
+    let hosts: HashMap<IpAddr, &str> = raw
+        .segments
+        .iter()
+        .flat_map(|s| {
+            let targets = s.probe_targets.iter().map(|h| (h.value, "a probe target"));
+            targets.chain(s.gateway.iter().map(|h| (h.value, "a gateway")))
+        })
+        .collect();
+    let (mut addresses, mut mounts, mut devices) = (HashMap::new(), HashMap::new(), HashMap::new());
+    for server in &raw.servers {
+        for address in &server.addresses {
+            let ip = address.value.addr();
+            unique(&mut addresses, &ip, address.at, f, || {
+                (
+                    format!("address {ip} is there twice"),
+                    "an address belongs to one virtual server, once".to_owned(),
+                )
+            });
+            check_address(address, raw, &hosts, f);
+        }
+        for mount in &server.mounts {
+            let path: PathBuf = mount.value.components().collect();
+            unique(&mut mounts, &path, mount.at, f, || {
+                (
+                    format!("{} is mounted twice", path.display()),
+                    "give each file system its own folder".to_owned(),
+                )
+            });
+        }
+        for device in &server.devices {
+            unique(&mut devices, &device.value, device.at, f, || {
+                let what = format!("device {} is there twice", device.value);
+                (what, "a device belongs to one file system of one virtual server".to_owned())
+            });
+        }
+        for node in &server.preferred_nodes {
+            check_name("node", node, f);
+        }
+        for unit in &server.storage_units {
+            check_name("storage unit", unit, f);
+        }
+        if let Some(at) = server.resources {
+            f.warn(
+                at,
+                "file systems and services are checked but not managed in this version",
+                "mount and start them by other means",
+            );
+        }
+        warn_unreachable(server, raw, f);
+    }
+}
+
+fn check_address(address: &At<IpNet>, raw: &Raw, hosts: &HashMap<IpAddr, &str>, f: &mut Findings) {
+    let (net, ip) = (address.value, address.value.addr());
+    if let Some(why) = unusable(ip) {
+        f.error(address.at, format!("address {ip} {why}"), "write an address of a client subnet");
+        return;
+    }
+    if is_link_local6(ip) {
+        f.error(address.at, format!("address {ip} is link-local"), "write an address of a client subnet");
+        return;
+    }
+    let subnet =
+        raw.segments.iter().flat_map(|s| &s.subnets).map(|n| n.value.trunc()).find(|n| n.contains(&ip));
+    let Some(subnet) = subnet else {
+        f.error(
+            address.at,
+            format!("address {ip} is in no segment's subnets"),
+            "correct it, or add its subnet to a [[segment]]",
+        );
+        return;
+    };
+    if net.prefix_len() != subnet.prefix_len() {
+        f.error(
+            address.at,
+            format!("the prefix length of {net} is not that of its subnet {subnet}"),
+            format!("write {ip}/{}", subnet.prefix_len()),
+        );
+    }
+    // RFC 3021 and RFC 6164: in a subnet of two addresses both are hosts.
+    if subnet.prefix_len() + 1 < subnet.max_prefix_len() {
+        let role = match subnet {
+            IpNet::V4(n) if n.network() == ip => Some("the network address"),
+            IpNet::V4(n) if n.broadcast() == ip => Some("the broadcast address"),
+            IpNet::V6(n) if n.network() == ip => Some("the subnet-router anycast address (RFC 4291, 2.6.1)"),
+            _ => None,
+        };
+        if let Some(role) = role {
+            f.error(
+                address.at,
+                format!("{ip} is {role} of {subnet}"),
+                "choose another address of the subnet",
+            );
+        }
+    }
+    if let Some(role) = hosts.get(&ip) {
+        f.error(address.at, format!("{ip} is {role} as well"), "choose an address that no other host has");
+    }
+}
+
+/// Addresses in a segment that no port of this node is in can't be served here.
+fn warn_unreachable(server: &RawServer, raw: &Raw, f: &mut Findings) {
+    let mut told = Vec::new();
+    for address in &server.addresses {
+        let ip = address.value.addr();
+        let segment = raw.segments.iter().find(|s| s.subnets.iter().any(|n| n.value.trunc().contains(&ip)));
+        let Some(name) = segment.and_then(|s| s.name.as_ref()).map(|n| n.value.as_str()) else { continue };
+        let served = raw.ports.iter().any(|p| p.segment.as_ref().is_some_and(|s| s.value == name));
+        if !served && !told.contains(&name) {
+            told.push(name);
+            f.warn(
+                address.at,
+                format!("this node has no port in segment \"{name}\", so {ip} can't be served here"),
+                format!("add a [[port]] with segment = \"{name}\""),
+            );
+        }
+    }
+}
+
+/// Why nobody can be reached under this address; `None`: it is an ordinary one.
+fn unusable(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        _ if ip.is_multicast() => Some("is a multicast address"),
+        _ if ip.is_loopback() => Some("is a loopback address"),
+        _ if ip.is_unspecified() => Some("is the unspecified address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("is in 0.0.0.0/8, which no host may have"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("is an IPv4 address in IPv6 notation"),
+        _ => None,
+    }
+}
+
+fn is_link_local6(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, ProbingConfig) {
+    let defaults = Timing::default();
+    let value = |d: &Option<At<Duration>>, default| d.as_ref().map_or(default, |d| d.value);
+    let say = |d: Duration| humantime::format_duration(d).to_string();
+    let place = |first: &Option<At<Duration>>, second: &Option<At<Duration>>| {
+        first.as_ref().or(second.as_ref()).map_or(0, |d| d.at)
+    };
+
+    let hold_down = value(&raw.hold_down, defaults.hold_down);
+    let hold_down_max = value(&raw.hold_down_max, defaults.hold_down_max);
+    if hold_down > hold_down_max {
+        f.error(
+            place(&raw.hold_down, &raw.hold_down_max),
+            format!(
+                "`hold_down` ({}) is longer than `hold_down_max` ({})",
+                say(hold_down),
+                say(hold_down_max)
+            ),
+            "lower it, or raise `hold_down_max`",
+        );
+    }
+    let interval = value(&raw.probe_interval, Duration::from_millis(10));
+    let lease = value(&raw.lease, Duration::from_millis(50));
+    if lease < 2 * interval {
+        f.error(
+            place(&raw.lease, &raw.probe_interval),
+            format!("`lease` ({}) is shorter than two of `probe_interval` ({})", say(lease), say(interval)),
+            "raise it, or lower `probe_interval`: else one lost probe ends it",
+        );
+    }
+    let announce_repeat = match &raw.announce_repeat {
+        None => defaults.announce_repeat,
+        Some(list) => {
+            if let Some(pair) = list.value.windows(2).find(|w| w[0].value >= w[1].value) {
+                f.error(
+                    pair[1].at,
+                    format!(
+                        "`announce_repeat` is not in order: {} after {}",
+                        say(pair[1].value),
+                        say(pair[0].value)
+                    ),
+                    "write the times after the first announcement, rising",
+                );
+            }
+            if let Some(extra) = list.value.get(16) {
+                f.error(extra.at, "`announce_repeat` has more than 16 times", "leave the last out");
+            }
+            list.value.iter().map(|d| d.value).collect()
+        }
+    };
+    (Timing { hold_down, hold_down_max, announce_repeat }, ProbingConfig { interval, lease })
+}
+
+fn agent_config(raw: &Raw, probing: ProbingConfig, f: &mut Findings) -> AgentConfig {
+    let socket = raw.socket.as_ref().filter(|s| s.value.as_os_str().len() > SOCKET_PATH_MAX);
+    if let Some(socket) = socket {
+        f.error(
+            socket.at,
+            format!("`socket` in [control] has {} bytes", socket.value.as_os_str().len()),
+            format!("choose a path of at most {SOCKET_PATH_MAX}"),
+        );
+    }
+    if let Some(group) = raw.group.as_ref().filter(|g| !name_is_good(&g.value)) {
+        f.error(
+            group.at,
+            format!("\"{}\" is no group name", group.value.escape_debug()),
+            "write it as `getent group` does",
+        );
+    }
+    let state = raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into());
+    AgentConfig {
+        agent_grace: raw.agent_grace.unwrap_or(Duration::from_secs(2)),
+        store: StoreConfig {
+            kind: StoreKind::File,
+            path: raw.store.path.clone().unwrap_or_else(|| state.join("baton.db")),
+        },
+        control: ControlConfig {
+            socket: raw.socket.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |s| s.value.clone()),
+            group: raw.group.as_ref().map_or_else(|| "baton".to_owned(), |g| g.value.clone()),
+        },
+        paths: PathsConfig { state, bpffs: raw.bpffs.clone().unwrap_or_else(|| "/sys/fs/bpf/baton".into()) },
+        telemetry: TelemetryConfig {
+            listen: match raw.listen {
+                None => Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
+                Some(Listen::On(address)) => Some(address),
+                Some(Listen::Off) => None,
+            },
+        },
+        probing,
+        probe_targets: raw
+            .segments
+            .iter()
+            .filter_map(|s| Some((s.name.as_ref()?.value.clone(), values(&s.probe_targets))))
+            .filter(|(_, targets)| !targets.is_empty())
+            .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn values<T: Clone>(list: &[At<T>]) -> Vec<T> {
+    list.iter().map(|v| v.value.clone()).collect()
+}
+
+fn ports(raw: &Raw) -> Vec<PortConfig> {
+    let port = |p: &super::sections::RawPort| {
+        Some(PortConfig {
+            interface: p.interface.as_ref()?.value.clone(),
+            segment: p.segment.as_ref()?.value.clone(),
+        })
+    };
+    raw.ports.iter().filter_map(port).collect()
+}
+
+fn segments(raw: &Raw) -> Vec<Segment> {
+    let segment = |s: &RawSegment| {
+        Some(Segment {
+            name: s.name.as_ref()?.value.clone(),
+            subnets: values(&s.subnets),
+            gateway: values(&s.gateway),
+            port_failback: match s.port_failback.as_ref().map(|w| w.value.as_str()) {
+                Some("stay") => PortFailback::Stay,
+                _ => PortFailback::Spread,
+            },
+        })
+    };
+    raw.segments.iter().filter_map(segment).collect()
+}
+
+fn servers(raw: &Raw) -> Vec<VirtualServer> {
+    let server = |s: &RawServer| {
+        Some(VirtualServer {
+            name: s.name.as_ref()?.value.clone(),
+            priority: s.priority.unwrap_or(100),
+            migrate: s.migrate.unwrap_or(true),
+            addresses: values(&s.addresses),
+        })
+    };
+    raw.servers.iter().filter_map(server).collect()
+}

@@ -1,0 +1,196 @@
+//! The configuration file: TOML in, [`baton_core::Config`] and the agent's own settings out.
+//!
+//! Everything that is wrong is found in one reading and reported together, each with line and column
+//! ([`ConfigErrors`]); what leaves this module has passed every check. It reads the file and the host's name and
+//! touches nothing else: whether an interface exists is not its business.
+//!
+//! | key | default |
+//! |---|---|
+//! | `node.name` | the host's name |
+//! | `node.agent_grace` | `"2s"` |
+//! | `store.kind`, `store.path` | `"file"`, `baton.db` in `paths.state` |
+//! | `control.socket`, `control.group` | `/run/baton/baton.sock`, `"baton"` (root alone if there is no such group) |
+//! | `paths.state`, `paths.bpffs` | `/var/lib/baton`, `/sys/fs/bpf/baton` |
+//! | `telemetry.listen` | `127.0.0.1:9477`; `"off"`: no HTTP |
+//! | `timing.*` | probe_interval 10 ms, lease 50 ms, hold_down 1 s, hold_down_max 60 s, announce_repeat 10 ms, 100 ms, 1 s |
+//! | `segment.gateway`, `probe_targets`, `port_failback` | none, none, `"spread"` |
+//! | `virtual_server.priority`, `migrate`, `failback` | 100, true, `"manual"` |
+//!
+//! Ports and segments have no default: at least one of each must be there.
+
+mod check;
+mod problem;
+mod reader;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use baton_core::Config;
+
+pub use problem::{ConfigErrors, Problem, Problems};
+
+/// Where the configuration is looked for unless `--config` says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";
+
+const DEFAULT_SOCKET: &str = "/run/baton/baton.sock";
+const DEFAULT_STATE: &str = "/var/lib/baton";
+
+/// A configuration that has passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// What core decides by.
+    pub core: Config,
+    /// What only the agent needs.
+    pub agent: AgentConfig,
+    /// What is legal but probably not meant; sorted by position.
+    pub warnings: Problems,
+}
+
+/// Settings of this agent that no decision depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// How far ahead the agent promises the kernel to be alive; 100 ms to 60 s.
+    pub agent_grace: Duration,
+    /// Where definitions and ownership live.
+    pub store: StoreConfig,
+    /// The socket that the command line talks to.
+    pub control: ControlConfig,
+    /// Folders.
+    pub paths: PathsConfig,
+    /// HTTP.
+    pub telemetry: TelemetryConfig,
+    /// Probing between ports and nodes.
+    pub probing: ProbingConfig,
+    /// Hosts to ask by ARP or ND whether a segment is alive, by the segment's name.
+    pub probe_targets: BTreeMap<String, Vec<IpAddr>>,
+}
+
+/// `[store]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Kind of store.
+    pub kind: StoreKind,
+    /// File of the embedded database; absolute.
+    pub path: PathBuf,
+}
+
+/// Kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// The embedded database of one node.
+    File,
+}
+
+/// `[control]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Path of the Unix socket; absolute, at most 107 bytes (unix(7)).
+    pub socket: PathBuf,
+    /// Group that may use it besides root; ignored where there is no such group.
+    pub group: String,
+}
+
+/// `[paths]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathsConfig {
+    /// Folder for the agent's files; absolute.
+    pub state: PathBuf,
+    /// Folder for pinned kernel objects, inside a mounted bpffs; absolute.
+    pub bpffs: PathBuf,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetryConfig {
+    /// Where HTTP is served; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The part of `[timing]` that belongs to probes and leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbingConfig {
+    /// Time between two probes of a path; 1 ms to 1 s.
+    pub interval: Duration,
+    /// Length of the lease; 5 ms to 60 s, at least twice the interval.
+    pub lease: Duration,
+}
+
+/// Reads and checks the file.
+///
+/// # Errors
+/// The file can't be read, or something in it is wrong: then everything that is wrong, sorted by position.
+pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+    let file = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &file),
+        Err(source) => Err(ConfigErrors::Read { file, source }),
+    }
+}
+
+/// Checks `text`; `file` is only the name that problems are reported under.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, file: &str) -> Result<Loaded, ConfigErrors> {
+    let mut findings = problem::Findings::default();
+    let loaded = match toml_span::parse(text) {
+        Ok(root) => {
+            let raw = sections::read(&root, &mut findings);
+            check::check(raw, &mut findings)
+        }
+        Err(error) => {
+            findings.syntax(&error, text);
+            None
+        }
+    };
+    let (errors, warnings) = findings.sorted(text, file);
+    match loaded {
+        Some((core, agent)) if errors.is_empty() => Ok(Loaded { core, agent, warnings }),
+        _ => Err(ConfigErrors::Invalid(errors)),
+    }
+}
+
+/// Where a running agent is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its state folder.
+    pub state: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places { socket: DEFAULT_SOCKET.into(), state: DEFAULT_STATE.into() }
+    }
+}
+
+/// Reads only where the agent is to be found; other mistakes in the file don't matter.
+///
+/// # Errors
+/// The file can't be read or is not TOML.
+pub fn places(path: &Path) -> Result<Places, ConfigErrors> {
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+    let mut findings = problem::Findings::default();
+    match toml_span::parse(&text) {
+        Ok(root) => {
+            let raw = sections::read(&root, &mut findings);
+            let default = Places::default();
+            Ok(Places {
+                socket: raw.socket.map_or(default.socket, |s| s.value),
+                state: raw.state.unwrap_or(default.state),
+            })
+        }
+        Err(error) => {
+            findings.syntax(&error, &text);
+            Err(ConfigErrors::Invalid(findings.sorted(&text, &file).0))
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Section by section: keys, types, units and ranges. What spans sections is checked in [`super::check`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml_span::value::Value;
+
+use super::problem::Findings;
+use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
+
+/// The file as written: every value with its place, nothing compared with anything else yet.
+#[derive(Default)]
+pub(super) struct Raw {
+    pub(super) node: Option<At<String>>,
+    pub(super) agent_grace: Option<Duration>,
+    pub(super) store: RawStore,
+    pub(super) socket: Option<At<PathBuf>>,
+    pub(super) group: Option<At<String>>,
+    pub(super) state: Option<PathBuf>,
+    pub(super) bpffs: Option<PathBuf>,
+    pub(super) listen: Option<Listen>,
+    pub(super) timing: RawTiming,
+    pub(super) ports: Vec<RawPort>,
+    pub(super) segments: Vec<RawSegment>,
+    pub(super) servers: Vec<RawServer>,
+    /// Offset of `[cluster]`.
+    pub(super) cluster: Option<usize>,
+}
+
+#[derive(Default)]
+pub(super) struct RawStore {
+    pub(super) kind: Option<At<String>>,
+    pub(super) path: Option<PathBuf>,
+    /// Keys that only etcd has.
+    pub(super) etcd_keys: Vec<At<&'static str>>,
+}
+
+/// `telemetry.listen`.
+#[derive(Clone, Copy)]
+pub(super) enum Listen {
+    Off,
+    On(SocketAddr),
+}
+
+#[derive(Default)]
+pub(super) struct RawTiming {
+    pub(super) probe_interval: Option<At<Duration>>,
+    pub(super) lease: Option<At<Duration>>,
+    pub(super) hold_down: Option<At<Duration>>,
+    pub(super) hold_down_max: Option<At<Duration>>,
+    pub(super) announce_repeat: Option<At<Vec<At<Duration>>>>,
+}
+
+pub(super) struct RawPort {
+    pub(super) at: usize,
+    pub(super) interface: Option<At<String>>,
+    pub(super) segment: Option<At<String>>,
+}
+
+pub(super) struct RawSegment {
+    pub(super) name: Option<At<String>>,
+    pub(super) subnets: Vec<At<IpNet>>,
+    pub(super) gateway: Vec<At<IpAddr>>,
+    pub(super) probe_targets: Vec<At<IpAddr>>,
+    pub(super) port_failback: Option<At<String>>,
+}
+
+pub(super) struct RawServer {
+    pub(super) at: usize,
+    pub(super) name: Option<At<String>>,
+    pub(super) priority: Option<u32>,
+    pub(super) migrate: Option<bool>,
+    pub(super) preferred_nodes: Vec<At<String>>,
+    pub(super) addresses: Vec<At<IpNet>>,
+    pub(super) devices: Vec<At<String>>,
+    pub(super) mounts: Vec<At<PathBuf>>,
+    pub(super) storage_units: Vec<At<String>>,
+    /// Offset of its first file system or service.
+    pub(super) resources: Option<usize>,
+}
+
+const ROOT: &[&str] = &[
+    "node",
+    "port",
+    "store",
+    "control",
+    "paths",
+    "cluster",
+    "telemetry",
+    "timing",
+    "segment",
+    "virtual_server",
+];
+const ETCD_KEYS: &[&str] = &["endpoints", "tls", "credentials"];
+const MS: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Reads the whole file, reporting what is wrong with any single value.
+pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
+    let mut raw = Raw::default();
+    let Some(root) = Section::open(root, "", ROOT, f) else { return raw };
+    if let Some(s) = root.section("node", "[node]", &["name", "agent_grace"], f) {
+        raw.node = s.text("name", f);
+        raw.agent_grace = s.duration("agent_grace", (100 * MS, 60_000 * MS), f).map(|d| d.value);
+    }
+    if let Some(s) = root.section("store", "[store]", &["kind", "path", "endpoints", "tls", "credentials"], f)
+    {
+        raw.store = RawStore {
+            kind: s.word("kind", &["file", "etcd"], f),
+            path: s.path("path", f).map(|p| p.value),
+            etcd_keys: ETCD_KEYS.iter().filter_map(|k| s.key(k).map(|at| At { value: *k, at })).collect(),
+        };
+    }
+    if let Some(s) = root.section("control", "[control]", &["socket", "group"], f) {
+        raw.socket = s.path("socket", f);
+        raw.group = s.text("group", f);
+    }
+    if let Some(s) = root.section("paths", "[paths]", &["state", "bpffs"], f) {
+        raw.state = s.path("state", f).map(|p| p.value);
+        raw.bpffs = s.path("bpffs", f).map(|p| p.value);
+    }
+    if let Some(s) = root.section("cluster", "[cluster]", &["name", "key_file", "witness"], f) {
+        raw.cluster = Some(s.at);
+        let _ = (s.text("name", f), s.path("key_file", f), s.flag("witness", f));
+    }
+    if let Some(s) = root.section("telemetry", "[telemetry]", &["listen"], f) {
+        raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
+    }
+    let timing = &["probe_interval", "lease", "hold_down", "hold_down_max", "announce_repeat"];
+    if let Some(s) = root.section("timing", "[timing]", timing, f) {
+        raw.timing = RawTiming {
+            probe_interval: s.duration("probe_interval", (MS, 1000 * MS), f),
+            lease: s.duration("lease", (5 * MS, 60_000 * MS), f),
+            hold_down: s.duration("hold_down", (Duration::ZERO, HOUR), f),
+            hold_down_max: s.duration("hold_down_max", (Duration::ZERO, 24 * HOUR), f),
+            announce_repeat: s
+                .list("announce_repeat", f, |v, called, f| duration_of(v, called, (MS, 60_000 * MS), f)),
+        };
+    }
+    raw.ports = root
+        .sections("port", "[[port]]", &["interface", "segment"], f)
+        .iter()
+        .map(|s| RawPort {
+            at: s.at,
+            interface: s.required("interface", "eth0", f),
+            segment: s.required("segment", "office", f),
+        })
+        .collect();
+    let segment = &["name", "subnets", "gateway", "probe_targets", "port_failback"];
+    raw.segments =
+        root.sections("segment", "[[segment]]", segment, f).iter().map(|s| read_segment(s, f)).collect();
+    let server =
+        &["name", "priority", "migrate", "preferred_nodes", "failback", "addresses", "filesystem", "service"];
+    raw.servers = root
+        .sections("virtual_server", "[[virtual_server]]", server, f)
+        .iter()
+        .map(|s| read_server(s, f))
+        .collect();
+    raw
+}
+
+fn listen(text: &At<String>, f: &mut Findings) -> Option<Listen> {
+    if text.value == "off" {
+        return Some(Listen::Off);
+    }
+    match text.value.parse() {
+        Ok(address) => Some(Listen::On(address)),
+        Err(_) => {
+            f.error(
+                text.at,
+                format!("`listen` in [telemetry] is \"{}\"", text.value),
+                "write an address and a port, as \"127.0.0.1:9477\" or \"[::1]:9477\", or \"off\"",
+            );
+            None
+        }
+    }
+}
+
+fn read_segment(s: &Section<'_, '_>, f: &mut Findings) -> RawSegment {
+    let name = s.required("name", "office", f);
+    let subnets = s.list("subnets", f, net_of);
+    if s.key("subnets").is_none()
+        || subnets.as_ref().is_some_and(|l| l.value.is_empty() && !s.has_items("subnets"))
+    {
+        let at = subnets.as_ref().map_or(s.at, |l| l.at);
+        f.error(at, "[[segment]] has no subnet", "add subnets = [\"10.0.0.0/24\"]");
+    }
+    RawSegment {
+        name,
+        subnets: subnets.map_or(Vec::new(), |l| l.value),
+        gateway: s.list("gateway", f, ip_of).map_or(Vec::new(), |l| l.value),
+        probe_targets: s.list("probe_targets", f, ip_of).map_or(Vec::new(), |l| l.value),
+        port_failback: s.word("port_failback", &["spread", "stay"], f),
+    }
+}
+
+fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
+    let text = |v: &Value<'_>, called: &str, f: &mut Findings| text_of(v, called, "names in quotes", f);
+    let name = s.required("name", "projects", f);
+    let addresses = s.list("addresses", f, net_of);
+    if s.key("addresses").is_none()
+        || addresses.as_ref().is_some_and(|l| l.value.is_empty() && !s.has_items("addresses"))
+    {
+        let at = addresses.as_ref().map_or(s.at, |l| l.at);
+        f.error(at, "[[virtual_server]] has no address", "add addresses = [\"10.0.0.10/24\"]");
+    }
+    if let Some(failback) = s.text("failback", f) {
+        check_failback(&failback, f);
+    }
+    let filesystem = &["device", "mount", "type", "storage_unit"];
+    let filesystems = s.sections("filesystem", "[[virtual_server.filesystem]]", filesystem, f);
+    // What else a service has depends on its kind; the drivers, when they are there, check it.
+    let services = s.tables("service", "[[virtual_server.service]]", f);
+    for service in &services {
+        if service.required("kind", "systemd", f).is_some() {
+            service.word("kind", &["ocf", "systemd", "exec"], f);
+        }
+    }
+    let mut server = RawServer {
+        at: s.at,
+        name,
+        priority: s.number("priority", f),
+        migrate: s.flag("migrate", f),
+        preferred_nodes: s.list("preferred_nodes", f, text).map_or(Vec::new(), |l| l.value),
+        addresses: addresses.map_or(Vec::new(), |l| l.value),
+        devices: Vec::new(),
+        mounts: Vec::new(),
+        storage_units: Vec::new(),
+        resources: filesystems.iter().chain(&services).map(|s| s.at).min(),
+    };
+    for fs in &filesystems {
+        server.devices.extend(fs.required("device", "/dev/disk/by-id/…", f));
+        if fs.required("mount", "/srv/projects", f).is_some() {
+            server.mounts.extend(fs.path("mount", f));
+        }
+        fs.required("type", "xfs", f);
+        server.storage_units.extend(fs.text("storage_unit", f));
+    }
+    server
+}
+
+/// `manual`, `immediate`, or a daily window `01:00-04:00`.
+fn check_failback(text: &At<String>, f: &mut Findings) {
+    let time = |t: &str| {
+        let (h, m) = t.split_once(':')?;
+        let digits = |s: &str| s.len() == 2 && s.bytes().all(|b| b.is_ascii_digit());
+        let (hour, minute) = (h.parse::<u8>().ok()?, m.parse::<u8>().ok()?);
+        (digits(h) && digits(m) && hour < 24 && minute < 60).then_some((hour, minute))
+    };
+    let window = |t: &str| {
+        let (from, to) = t.split_once('-')?;
+        (time(from)? != time(to)?).then_some(())
+    };
+    if !matches!(text.value.as_str(), "manual" | "immediate") && window(&text.value).is_none() {
+        f.error(
+            text.at,
+            format!("`failback` in [[virtual_server]] is \"{}\"", text.value),
+            "write \"manual\", \"immediate\" or a daily window as \"01:00-04:00\"",
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! The control socket: how the command line asks a running agent, and the lock that keeps agents one per node.
+//!
+//! A request is one JSON line, an answer one or more; a connection carries one request. `{"status":{}}` gives one
+//! line, `{"status":{"watch":true}}` one per change (at most ten a second, at least one a second),
+//! `{"events":{"since":…,"follow":…,"server":…,"limit":…}}` one per event, `{"counters":{}}` one per virtual IP.
+//! What can't be answered gives `{"error":"…"}`. Every request only reads.
+
+mod client;
+mod lock;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Answers, ClientError, ask};
+pub use lock::{Lock, LockError, lock};
+pub use server::{BindError, Server, bind};
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// [`crate::telemetry::Status`].
+    Status(StatusRequest),
+    /// [`crate::journal::Record`]s, oldest first.
+    Events(EventsRequest),
+    /// [`CountersLine`]s, by address.
+    Counters(CountersRequest),
+}
+
+/// Fields of [`Request::Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatusRequest {
+    /// Go on with every change.
+    pub watch: bool,
+}
+
+/// Fields of [`Request::Events`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsRequest {
+    /// Only events from this time on (RFC 3339, UTC).
+    pub since: Option<String>,
+    /// Go on with every new event.
+    pub follow: bool,
+    /// Only events that concern this virtual server.
+    pub server: Option<String>,
+    /// Only the last so many of those that are there already.
+    pub limit: Option<usize>,
+}
+
+/// Fields of [`Request::Counters`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CountersRequest {}
+
+/// One answer to [`Request::Counters`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of baton_common::Counters")]
+pub struct CountersLine {
+    pub address: IpAddr,
+    pub virtual_server: String,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    pub rx_dropped: u64,
+    pub tx_dropped: u64,
+    pub other_port: u64,
+}
+
+/// The answer to what can't be answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorLine {
+    /// What, why, what to do.
+    pub error: String,
+}
+
+/// Longest request line, in bytes.
+const REQUEST_MAX: u64 = 64 << 10;

@@ -1,0 +1,106 @@
+//! Reads the carrier of every port each millisecond, on a thread of its own.
+//!
+//! The kernel holds the event of an ordinary NIC for up to a second (linkwatch, net/core/link_watch.c); the attribute
+//! tells at once. The read may have to wait for the kernel's RTNL lock, so this thread must not be SCHED_FIFO: it
+//! would keep the holder from running. It decides nothing: it tells core each change.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use baton_core::IfIndex;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Time between reads.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+#[derive(Default)]
+struct Shared {
+    ports: Mutex<Vec<(IfIndex, String)>>,
+    generation: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// The thread; it ends when this is dropped.
+pub struct CarrierReader {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CarrierReader {
+    /// Starts the thread; changes go to `changes`, which it never fills faster than ports change.
+    pub fn start(changes: UnboundedSender<(IfIndex, bool)>) -> io::Result<CarrierReader> {
+        let shared = Arc::new(Shared::default());
+        let mine = shared.clone();
+        let thread = thread::Builder::new().name("carrier".into()).spawn(move || read(&mine, &changes))?;
+        Ok(CarrierReader { shared, thread: Some(thread) })
+    }
+
+    /// Reads these from now on.
+    pub fn watch(&self, ports: Vec<(IfIndex, String)>) {
+        *self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
+        self.shared.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Drop for CarrierReader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // it can't have panicked with anything to tell
+        }
+    }
+}
+
+struct Watched {
+    ifindex: IfIndex,
+    file: File,
+    last: Option<bool>,
+}
+
+fn read(shared: &Shared, changes: &UnboundedSender<(IfIndex, bool)>) {
+    // A little precedence among ordinary threads, so that a busy machine doesn't delay the read; refused: as it is.
+    // SAFETY: setpriority has no memory effects; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    let mut seen = u64::MAX;
+    let mut watched: Vec<Watched> = Vec::new();
+    while !shared.stop.load(Ordering::Acquire) {
+        let generation = shared.generation.load(Ordering::Acquire);
+        if generation != seen {
+            seen = generation;
+            let ports = shared.ports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            watched = ports
+                .into_iter()
+                .filter_map(|(ifindex, name)| {
+                    let file = File::open(format!("/sys/class/net/{name}/carrier")).ok()?;
+                    Some(Watched { ifindex, file, last: None })
+                })
+                .collect();
+        }
+        for w in &mut watched {
+            let mut byte = [0u8];
+            let now = match w.file.read_at(&mut byte, 0) {
+                Ok(1) => Some(byte[0] == b'1'),
+                Ok(_) => None,
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Some(false), // administratively down
+                Err(_) => None,                                                  // gone; the event says so
+            };
+            if now.is_some() && now != w.last {
+                w.last = now;
+                if changes.send((w.ifindex, now == Some(true))).is_err() {
+                    return;
+                }
+            }
+        }
+        if watched.is_empty() {
+            thread::sleep(Duration::from_millis(20));
+        } else {
+            thread::sleep(INTERVAL);
+        }
+    }
+}

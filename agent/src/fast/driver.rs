@@ -1,0 +1,474 @@
+//! The driver: stamps inputs, asks core, carries out its effects in order, and measures the stages of a failover.
+//!
+//! It runs on the fast thread and never waits for anything but its own sources: no disk, no store, no child process,
+//! no log that may block. What the slow thread is to do goes there by a bounded channel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use baton_common::{LEASE_ENDLESS, Lease};
+use baton_core::{
+    Assigned, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link, Machine, Reason,
+    Stage, Start, Time,
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::announce::Announcer;
+use super::carrier::CarrierReader;
+use super::listen::{Heard, Listener};
+use super::netlink::{self, Change, Requests, Route, Rule, Steering, TABLE_BASE};
+use super::{FastError, ToSlow};
+use crate::io::kernel::Kernel;
+use crate::telemetry::Publisher;
+
+/// The snapshot is published at most this often.
+const PUBLISH_EVERY: Duration = Duration::from_millis(50);
+/// Steps between two checkpoints of the record.
+const CHECKPOINT_EVERY: u32 = 20_000;
+/// The fast thread shows that it is alive at least this often.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// What the driver shares with the slow side.
+pub struct Links {
+    /// Inputs from the slow side. Bounded: it waits.
+    pub inputs: mpsc::Receiver<Input>,
+    /// To the disk. Bounded: a full channel drops records, counted, for the fast thread never waits.
+    pub slow: mpsc::Sender<ToSlow>,
+    /// To the journal. Bounded: a full channel drops events, counted.
+    pub events: mpsc::Sender<Event>,
+    /// The published view.
+    pub publisher: Arc<Publisher>,
+    /// Closed: stop.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// The fast thread's state.
+pub struct Driver {
+    config: Config,
+    machine: Machine,
+    kernel: Kernel,
+    requests: Requests,
+    listener: Listener,
+    announcer: Announcer,
+    carrier: CarrierReader,
+    carriers: mpsc::UnboundedReceiver<(IfIndex, bool)>,
+    steering: Steering,
+    interfaces: BTreeMap<IfIndex, Link>,
+    watched: Vec<(IfIndex, String)>,
+    pending: std::collections::VecDeque<Input>,
+    links: Links,
+    until_checkpoint: u32,
+    published: Time,
+    dirty: bool,
+}
+
+/// Boot-time clock: goes on while the machine sleeps, and is the one that kernel programs read.
+pub fn now() -> Time {
+    // CLOCK_BOOTTIME can't fail on any kernel that Baton runs on.
+    let t =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    Time::default() + t
+}
+
+impl Driver {
+    /// Opens everything and hands core its first input. Must be called within the fast thread's runtime.
+    pub fn start(
+        config: Config,
+        incarnation: u64,
+        mut kernel: Kernel,
+        links: Links,
+    ) -> Result<Driver, FastError> {
+        let vips: BTreeSet<IpAddr> =
+            config.servers.iter().flat_map(|s| &s.addresses).map(|n| n.addr()).collect();
+        let segments = config.segments.iter().map(|s| s.name.clone()).collect();
+        let mut requests = Requests::open().map_err(FastError::Netlink)?;
+        let mut listener = Listener::open(requests.port(), vips, segments).map_err(FastError::Netlink)?;
+        let found = listener.ground(read_all(&mut requests).map_err(FastError::Netlink)?);
+        let (sender, carriers) = mpsc::unbounded_channel();
+        let lease = Lease { incarnation, deadline_ns: LEASE_ENDLESS };
+        let names: Vec<&str> = config.servers.iter().map(|s| s.name.as_str()).collect();
+        let marked = kernel.adopt_servers(&names, incarnation)?;
+        kernel.set_lease(lease)?;
+        let bound = kernel.bound();
+        let mut driver = Driver {
+            machine: Machine::new(),
+            kernel,
+            requests,
+            listener,
+            announcer: Announcer::open().map_err(FastError::Packet)?,
+            carrier: CarrierReader::start(sender).map_err(FastError::Thread)?,
+            carriers,
+            steering: Steering::default(),
+            interfaces: found.links.iter().map(|l| (l.ifindex, l.clone())).collect(),
+            watched: Vec::new(),
+            pending: Default::default(),
+            links,
+            until_checkpoint: CHECKPOINT_EVERY,
+            published: Time::default(),
+            dirty: true,
+            config: config.clone(),
+        };
+        driver.watch_carriers();
+        driver.take(Input::Start(Box::new(Start { config, incarnation, found, bound, marked })), now());
+        driver.sweep().map_err(FastError::Netlink)?;
+        // After their addresses have gone elsewhere.
+        let ports = driver.watched.iter().map(|(ifindex, _)| *ifindex).collect();
+        if let Err(e) = driver.kernel.detach_all_but(&ports) {
+            tracing::warn!("former ports: {e}");
+        }
+        driver.publish(now());
+        Ok(driver)
+    }
+
+    /// Runs until it is told to stop. Everything stays as it is: the kernel goes on serving.
+    pub async fn run(mut self) -> Result<(), FastError> {
+        let claims = self.kernel.claims()?;
+        // SAFETY: `claims` owns its descriptor, which stays the same and open until `claims` is dropped.
+        let claims = unsafe { AsyncFd::register_with_interest(claims, Interest::READABLE) };
+        let mut claims = claims.map_err(|e| FastError::Claims(e.into()))?;
+        loop {
+            self.links.publisher.beat();
+            let wait = self.wait();
+            // Each branch only waits; what is there is read after it, so cancelling one loses nothing.
+            tokio::select! {
+                biased;
+                ready = self.listener.readable() => {
+                    ready.map_err(FastError::Netlink)?;
+                    let cause = now();
+                    match self.listener.read().map_err(FastError::Netlink)? {
+                        Heard::Inputs(inputs) => inputs.into_iter().for_each(|i| self.take(i, cause)),
+                        Heard::Lost => self.resync(cause)?,
+                    }
+                }
+                change = self.carriers.recv() => {
+                    let cause = now();
+                    if let Some((ifindex, carrier)) = change {
+                        self.take(Input::Carrier(ifindex, carrier), cause);
+                    }
+                }
+                ready = claims.readable_mut() => {
+                    let mut guard = ready.map_err(FastError::Claims)?;
+                    let cause = now();
+                    while let Some(claim) = guard.get_inner_mut().next_claim() {
+                        self.take(Input::Claim(claim), cause);
+                    }
+                    guard.clear_ready();
+                }
+                Some(input) = self.links.inputs.recv() => self.take(input, now()),
+                _ = &mut self.links.stop => return Ok(()),
+                () = tokio::time::sleep(wait) => {
+                    let now = now();
+                    if self.machine.deadline().is_some_and(|d| d <= now) {
+                        self.take(Input::Wake, now);
+                    }
+                }
+            }
+            let now = now();
+            if self.dirty && now.since(self.published) >= PUBLISH_EVERY {
+                self.publish(now);
+            }
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let now = now();
+        let wake = self.machine.deadline().map_or(BEAT, |d| d.since(now));
+        let publish = if self.dirty { (self.published + PUBLISH_EVERY).since(now) } else { BEAT };
+        wake.min(publish).min(BEAT)
+    }
+
+    fn publish(&mut self, now: Time) {
+        (self.published, self.dirty) = (now, false);
+        self.links.publisher.snapshot.send_replace(Arc::new(self.machine.snapshot(now)));
+    }
+
+    fn tell(&mut self, message: ToSlow) {
+        if self.links.slow.try_send(message).is_err() {
+            self.links.publisher.dropped_input();
+            self.until_checkpoint = 0; // the record has a gap: it must start anew behind it
+        }
+    }
+
+    fn event(&self, event: Event) {
+        if self.links.events.try_send(event).is_err() {
+            self.links.publisher.dropped_report();
+        }
+    }
+
+    fn resync(&mut self, cause: Time) -> Result<(), FastError> {
+        let found = read_all(&mut self.requests).map_err(FastError::Netlink)?;
+        let found = self.listener.ground(found);
+        self.interfaces = found.links.iter().map(|l| (l.ifindex, l.clone())).collect();
+        self.take(Input::Resync(found), cause);
+        Ok(())
+    }
+
+    /// Hands an input to core and carries out what it asks for, and what follows from that.
+    fn take(&mut self, input: Input, cause: Time) {
+        self.pending.push_back(input);
+        while let Some(input) = self.pending.pop_front() {
+            self.note_interface(&input);
+            let at = now();
+            let effects = self.machine.handle(at, input.clone());
+            let decided = now();
+            self.dirty = true;
+            let stages = self.carry_out(&effects);
+            if let Some(done) = finished(&effects, cause, at, decided, &stages) {
+                self.event(done);
+            }
+            self.tell(ToSlow::Record { at, input, effects });
+            self.checkpoint();
+        }
+    }
+
+    /// Puts the whole machine into the record now and then, and after a gap.
+    fn checkpoint(&mut self) {
+        match self.until_checkpoint.checked_sub(1) {
+            Some(left) => self.until_checkpoint = left,
+            None => {
+                self.until_checkpoint = CHECKPOINT_EVERY;
+                self.tell(ToSlow::Checkpoint(Box::new(self.machine.clone())));
+            }
+        }
+    }
+
+    /// Keeps the driver's own picture of interfaces: who is watched for carrier, and who has which MAC address.
+    fn note_interface(&mut self, input: &Input) {
+        match input {
+            Input::Link(link) => {
+                self.interfaces.insert(link.ifindex, link.clone());
+                if self.announcer.knows(link.ifindex) {
+                    self.announcer.set_mac(link.ifindex, link.mac);
+                }
+                self.watch_carriers();
+            }
+            Input::LinkGone(ifindex) => {
+                self.interfaces.remove(ifindex);
+                self.announcer.forget(*ifindex);
+                if let Err(e) = self.kernel.detach(*ifindex) {
+                    tracing::warn!("{e}");
+                }
+                self.watch_carriers();
+            }
+            Input::Resync(_) => self.watch_carriers(),
+            _ => {}
+        }
+    }
+
+    fn watch_carriers(&mut self) {
+        let ports = &self.config.ports;
+        let watched: Vec<_> = self
+            .interfaces
+            .values()
+            .filter(|l| ports.iter().any(|p| p.interface == l.name))
+            .map(|l| (l.ifindex, l.name.clone()))
+            .collect();
+        if watched != self.watched {
+            self.watched.clone_from(&watched);
+            self.carrier.watch(watched);
+        }
+    }
+
+    /// Carries out effects in order; neighbours of one kind go to the kernel together. Returns when the last address
+    /// was bound and when the last was announced.
+    fn carry_out(&mut self, effects: &[Effect]) -> Stages {
+        let mut stages = Stages::default();
+        let mut unbound = BTreeSet::new(); // addresses that could not be added
+        let mut rest = effects;
+        while let Some(first) = rest.first() {
+            let alike =
+                rest.iter().take_while(|e| std::mem::discriminant(*e) == std::mem::discriminant(first));
+            let (run, after) = rest.split_at(alike.count());
+            match first {
+                Effect::AddAddress(..) => {
+                    self.change_addresses(run, &mut unbound);
+                    stages.bound = Some(now());
+                }
+                Effect::RemoveAddress(..) => self.change_addresses(run, &mut unbound),
+                Effect::Announce(..) => {
+                    run.iter().for_each(|e| self.one(e));
+                    stages.announced = Some(now());
+                }
+                Effect::Attach(..)
+                | Effect::Steer { .. }
+                | Effect::Take(_)
+                | Effect::Mark { .. }
+                | Effect::Permit { .. }
+                | Effect::Forget(_)
+                | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
+            }
+            rest = after;
+        }
+        stages
+    }
+
+    fn one(&mut self, effect: &Effect) {
+        let result = self.try_one(effect);
+        if let Err(error) = result {
+            self.failed(effect, error.to_string());
+        }
+    }
+
+    fn failed(&mut self, effect: &Effect, error: String) {
+        self.pending.push_back(Input::Failed(Box::new(effect.clone()), error));
+    }
+
+    fn try_one(&mut self, effect: &Effect) -> Result<(), FastError> {
+        match effect {
+            Effect::Attach(ifindex, interface) => self.attach(*ifindex, interface),
+            Effect::Steer { segment, ports } => self.steer(segment, ports),
+            Effect::Take(server) => {
+                self.tell(ToSlow::Take(server.clone()));
+                Ok(())
+            }
+            Effect::Mark { server, incarnation } => Ok(self.kernel.mark(server, *incarnation)?),
+            Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
+            Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
+            Effect::Announce(ifindex, address) => match self.announcer.announce(*ifindex, *address) {
+                // The port went down in this very moment: its event is on its way.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => {
+                    Ok(())
+                }
+                other => other.map_err(FastError::Packet),
+            },
+            Effect::Event(event) => {
+                self.event(event.clone());
+                Ok(())
+            }
+            Effect::AddAddress(..) | Effect::RemoveAddress(..) => {
+                self.change_addresses(std::slice::from_ref(effect), &mut BTreeSet::new());
+                Ok(())
+            }
+        }
+    }
+
+    fn change_addresses(&mut self, effects: &[Effect], unbound: &mut BTreeSet<IpAddr>) {
+        let keep = |e: &&Effect| matches!(e, Effect::RemoveAddress(_, a) if unbound.contains(a));
+        let (kept, effects): (Vec<&Effect>, Vec<&Effect>) = effects.iter().partition(keep);
+        for effect in kept {
+            self.failed(effect, "not removed, for it could not be added elsewhere".into());
+        }
+        let changes = effects.iter().filter_map(|e| match e {
+            Effect::AddAddress(ifindex, address) => Some(netlink::add_address(*ifindex, *address)),
+            Effect::RemoveAddress(ifindex, address) => Some(netlink::remove_address(*ifindex, *address)),
+            _ => None,
+        });
+        match self.requests.apply(changes) {
+            Ok(failed) => {
+                for (index, error) in failed {
+                    match (effects[index], error.raw_os_error()) {
+                        // Already gone: its notification came, or is coming, from whoever removed it.
+                        (Effect::RemoveAddress(ifindex, address), Some(libc::EADDRNOTAVAIL)) => {
+                            let gone = Assigned { ifindex: *ifindex, address: *address, ours: true };
+                            self.pending.push_back(Input::AddressRemoved(gone));
+                        }
+                        (effect, _) => {
+                            if let Effect::AddAddress(_, address) = effect {
+                                unbound.insert(*address);
+                            }
+                            self.failed(effect, error.to_string());
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                for effect in effects {
+                    if let Effect::AddAddress(_, address) = effect {
+                        unbound.insert(*address);
+                    }
+                    self.failed(effect, error.to_string());
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, ifindex: IfIndex, interface: &str) -> Result<(), FastError> {
+        let Some(mac) = self.interfaces.get(&ifindex).map(|l| l.mac) else { return Ok(()) };
+        self.tell(ToSlow::Prepare(interface.to_owned()));
+        self.announcer.set_mac(ifindex, mac);
+        let attachment = self.kernel.attach(ifindex, interface, mac)?;
+        self.pending.push_back(Input::Attached(ifindex, attachment));
+        Ok(())
+    }
+
+    fn steer(&mut self, segment: &str, ports: &[IfIndex]) -> Result<(), FastError> {
+        let Some(index) = self.config.segments.iter().position(|s| s.name == segment) else { return Ok(()) };
+        let (routes, rules) = wanted(&self.config, index, ports);
+        let changes: Vec<Change> = self.steering.changes(segment, routes, &rules);
+        let failed = self.requests.apply(changes).map_err(FastError::Netlink)?;
+        match failed.into_iter().next() {
+            Some((_, error)) => Err(FastError::Steer { segment: segment.to_owned(), error }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes routes and rules that an earlier agent made and that are not wanted now.
+    fn sweep(&mut self) -> io::Result<()> {
+        let (routes, rules) = self.requests.marked()?;
+        let wanted: Vec<Rule> =
+            (0..self.config.segments.len()).flat_map(|i| wanted(&self.config, i, &[]).1).collect();
+        let old_routes = routes.iter().filter(|r| !self.steering.has(r)).map(netlink::remove_route);
+        let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(netlink::remove_rule);
+        let changes: Vec<Change> = old_routes.chain(old_rules).collect();
+        self.requests.apply(changes).map(|_| ())
+    }
+}
+
+fn read_all(requests: &mut Requests) -> io::Result<Found> {
+    let links = requests.links()?;
+    let addresses: Vec<Assigned> = requests.addresses()?;
+    Ok(Found { links, addresses })
+}
+
+/// The routes of a segment's table, one for each subnet and port and one default for each gateway and port, and the
+/// rule of each subnet. Routing need only find *some* port of the segment: `port_tx` hands a reply to the port that its
+/// address is bound to. So the cost of a reply does not grow with the number of addresses.
+fn wanted(config: &Config, index: usize, ports: &[IfIndex]) -> (Vec<Route>, Vec<Rule>) {
+    let segment = &config.segments[index];
+    let table = TABLE_BASE + index as u32;
+    let mut routes = Vec::new();
+    for (order, &ifindex) in ports.iter().enumerate() {
+        let metric = order as u32 + 1;
+        for subnet in &segment.subnets {
+            routes.push(Route { table, destination: subnet.trunc(), metric, ifindex, gateway: None });
+        }
+        for &gateway in &segment.gateway {
+            let everything: (IpNet, IpNet) = (Ipv4Net::default().into(), Ipv6Net::default().into());
+            let destination = if gateway.is_ipv4() { everything.0 } else { everything.1 };
+            routes.push(Route { table, destination, metric, ifindex, gateway: Some(gateway) });
+        }
+    }
+    let rules = segment.subnets.iter().map(|s| Rule { from: s.trunc(), table }).collect();
+    (routes, rules)
+}
+
+#[derive(Default)]
+struct Stages {
+    bound: Option<Time>,
+    announced: Option<Time>,
+}
+
+/// The measured stages of the failover in this list of effects, if there is one.
+fn finished(effects: &[Effect], cause: Time, at: Time, decided: Time, stages: &Stages) -> Option<Event> {
+    let (failover, kind, reason, addresses) = effects.iter().find_map(|e| match e {
+        Effect::Event(Event { failover, kind: EventKind::Failover { kind, reason, moves }, .. }) => {
+            Some((*failover, *kind, *reason, moves.len()))
+        }
+        _ => None,
+    })?;
+    let (kind, reason): (FailoverKind, Reason) = (kind, reason);
+    let all = [
+        (Stage::Detected, Some(at)),
+        (Stage::Decided, Some(decided)),
+        (Stage::Bound, stages.bound),
+        (Stage::Announced, stages.announced),
+    ];
+    let stages = all.into_iter().filter_map(|(s, t)| Some((s, t?.since(cause).as_secs_f64()))).collect();
+    Some(Event { at: now(), failover, kind: EventKind::FailoverDone { kind, reason, addresses, stages } })
+}

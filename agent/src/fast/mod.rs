@@ -1,0 +1,108 @@
+//! The fast thread: netlink, kernel programs, announcements, core, and nothing that can wait for a disk, a remote
+//! store, a child process or a log. See `driver` for its loop.
+
+mod announce;
+mod carrier;
+mod driver;
+mod listen;
+pub mod netlink;
+
+use std::io;
+use std::thread::{self, JoinHandle};
+
+use baton_core::{Config, Effect, Input, Machine, Time};
+use tokio::sync::oneshot;
+
+pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
+use driver::Driver;
+pub use driver::{Links, now};
+
+use crate::io::kernel::{Kernel, KernelError};
+
+/// Priority of the fast thread: above ordinary real-time work (1 to 49), below the kernel's threaded interrupts (50).
+const FIFO_PRIORITY: i32 = 49;
+
+/// What the fast thread asks of, and tells, the slow one.
+#[derive(Debug)]
+pub enum ToSlow {
+    /// Write the owner record; answered by [`Input::Owned`] or [`Input::Failed`].
+    Take(String),
+    /// Save and set the sysctls of this interface.
+    Prepare(String),
+    /// For the record of inputs.
+    Record {
+        /// When.
+        at: Time,
+        /// What core was told.
+        input: Input,
+        /// What it asked for.
+        effects: Vec<Effect>,
+    },
+    /// The whole machine, from which a replay can start.
+    Checkpoint(Box<Machine>),
+}
+
+/// Why the fast thread could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum FastError {
+    /// Netlink does not work.
+    #[error("netlink: {0}; Baton needs CAP_NET_ADMIN")]
+    Netlink(#[source] io::Error),
+    /// The packet socket does not work.
+    #[error("packet socket: {0}; Baton needs CAP_NET_RAW")]
+    Packet(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The ring buffer of the kernel programs can't be read.
+    #[error("reading the kernel programs' reports: {0}")]
+    Claims(#[source] io::Error),
+    /// The kernel programs could not be loaded, attached or told something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Routes or rules were refused.
+    #[error("routes and rules of segment {segment}: {error}")]
+    Steer {
+        /// The segment.
+        segment: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// Starts the fast thread; `ready` is told when the first input has been carried out, and `ended` is dropped when the
+/// thread ends, for whatever reason. It leaves everything as it is.
+pub fn spawn(
+    config: Config,
+    incarnation: u64,
+    kernel: Kernel,
+    links: Links,
+    ready: oneshot::Sender<()>,
+    ended: oneshot::Sender<()>,
+) -> io::Result<JoinHandle<Result<(), FastError>>> {
+    thread::Builder::new().name("fast".into()).spawn(move || {
+        let _ended = ended;
+        if let Err(e) = realtime() {
+            tracing::warn!(
+                "not real-time ({e}): a busy machine can delay failovers; give CAP_SYS_NICE and CAP_IPC_LOCK"
+            );
+        }
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FastError::Thread)?;
+        runtime.block_on(async {
+            let driver = Driver::start(config, incarnation, kernel, links)?;
+            let _ = ready.send(()); // nobody waits: shutting down already
+            driver.run().await
+        })
+    })
+}
+
+/// SCHED_FIFO for this thread, not inherited by what it starts, and no page of the process swapped out once touched.
+fn realtime() -> io::Result<()> {
+    let check = |r: i32| if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    let param = libc::sched_param { sched_priority: FIFO_PRIORITY };
+    // SAFETY: `param` outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param) })?;
+    // SAFETY: mlockall touches no memory of ours.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })
+}

@@ -1,0 +1,487 @@
+//! Requests to the kernel by netlink: addresses, routes and rules, pipelined on one blocking socket.
+//!
+//! rtnetlink serves a request only when its messages have been answered within the same system call, so a batch is
+//! one `sendmsg` and its errors can be read at once: no waiting, no task switch. Everything that is made carries
+//! [`MARK`] and is never confused with what somebody else made.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use baton_core::{Assigned, IfIndex, Link};
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// Protocol number on every address (IFA_PROTO, Linux 5.18), route (rtm_protocol) and rule (FRA_PROTOCOL) that Baton
+/// makes; not used by any daemon in iproute2's rt_protos.
+pub const MARK: u8 = 98;
+/// Priority of Baton's rules, before the main table's 32766; also the first of its tables, one for each segment.
+pub const TABLE_BASE: u32 = 9800;
+/// How many tables are Baton's.
+pub const TABLES: u32 = 200;
+
+/// One change, and the errors that mean that nothing was to be done.
+pub struct Change {
+    message: RouteNetlinkMessage,
+    flags: u16,
+    fine: &'static [i32],
+}
+
+/// Configures `address` (/32, /128) on an interface, without prefix route and duplicate-address detection. A preferred
+/// lifetime of zero keeps IPv6 from choosing it as the source of the node's own connections (RFC 4862, 5.5.4).
+pub fn add_address(ifindex: IfIndex, address: IpAddr) -> Change {
+    let mut m = address_message(ifindex, address);
+    let mut flags = AddressFlags::Noprefixroute;
+    if address.is_ipv6() {
+        flags |= AddressFlags::Nodad;
+        let mut lifetime = CacheInfo::default();
+        (lifetime.ifa_preferred, lifetime.ifa_valid) = (0, u32::MAX);
+        m.attributes.push(AddressAttribute::CacheInfo(lifetime));
+    }
+    m.attributes.push(AddressAttribute::Flags(flags));
+    m.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(MARK)));
+    Change {
+        message: RouteNetlinkMessage::NewAddress(m),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        fine: &[], // EEXIST is not fine: somebody else made it
+    }
+}
+
+/// Removes an address; one that is gone, with its interface or without, is fine.
+pub fn remove_address(ifindex: IfIndex, address: IpAddr) -> Change {
+    Change {
+        message: RouteNetlinkMessage::DelAddress(address_message(ifindex, address)),
+        flags: 0,
+        fine: &[libc::ENODEV],
+    }
+}
+
+fn address_message(ifindex: IfIndex, address: IpAddr) -> AddressMessage {
+    let mut m = AddressMessage::default();
+    (m.header.family, m.header.prefix_len) = family(address);
+    m.header.index = ifindex.0;
+    m.header.scope = AddressScope::Universe;
+    m.attributes.push(AddressAttribute::Local(address));
+    m.attributes.push(AddressAttribute::Address(address));
+    m
+}
+
+fn family(address: IpAddr) -> (AddressFamily, u8) {
+    match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    }
+}
+
+/// A route of a segment's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Routing table.
+    pub table: u32,
+    /// Destination; length 0 for the default route.
+    pub destination: IpNet,
+    /// Metric: lower is preferred.
+    pub metric: u32,
+    /// Port.
+    pub ifindex: IfIndex,
+    /// Next hop; `None`: on link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Makes a route, or replaces the one with the same destination and metric.
+pub fn add_route(route: &Route) -> Change {
+    Change {
+        message: RouteNetlinkMessage::NewRoute(route_message(route)),
+        flags: NLM_F_CREATE | NLM_F_REPLACE,
+        fine: &[libc::EEXIST],
+    }
+}
+
+/// Removes a route; one that is gone is fine.
+pub fn remove_route(route: &Route) -> Change {
+    Change {
+        message: RouteNetlinkMessage::DelRoute(route_message(route)),
+        flags: 0,
+        fine: &[libc::ESRCH, libc::ENODEV],
+    }
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let mut m = RouteMessage::default();
+    let v4 = route.destination.addr().is_ipv4();
+    m.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    m.header.destination_prefix_length = route.destination.prefix_len();
+    m.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    m.header.protocol = RouteProtocol::from(MARK);
+    m.header.kind = RouteType::Unicast;
+    m.header.scope = if route.gateway.is_some() || !v4 { RouteScope::Universe } else { RouteScope::Link };
+    m.attributes.push(RouteAttribute::Table(route.table));
+    if route.destination.prefix_len() > 0 {
+        m.attributes.push(RouteAttribute::Destination(route_address(route.destination.network())));
+    }
+    if let Some(gateway) = route.gateway {
+        m.header.flags |= RouteFlags::Onlink; // a port need not have an address of its own
+        m.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    }
+    m.attributes.push(RouteAttribute::Oif(route.ifindex.0));
+    m.attributes.push(RouteAttribute::Priority(route.metric));
+    m
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
+}
+
+/// A rule: what comes from `from` is routed by `table`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Source subnet.
+    pub from: IpNet,
+    /// Routing table.
+    pub table: u32,
+}
+
+/// Makes a rule; one that is there already is fine.
+pub fn add_rule(rule: &Rule) -> Change {
+    Change {
+        message: RouteNetlinkMessage::NewRule(rule_message(rule)),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        fine: &[libc::EEXIST],
+    }
+}
+
+/// Removes a rule; one that is gone is fine.
+pub fn remove_rule(rule: &Rule) -> Change {
+    Change {
+        message: RouteNetlinkMessage::DelRule(rule_message(rule)),
+        flags: 0,
+        fine: &[libc::ENOENT, libc::ESRCH],
+    }
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut m = RuleMessage::default();
+    m.header.family = family(rule.from.addr()).0;
+    m.header.src_len = rule.from.prefix_len();
+    m.header.action = RuleAction::ToTable;
+    m.attributes.push(RuleAttribute::Source(rule.from.network()));
+    m.attributes.push(RuleAttribute::Table(rule.table));
+    m.attributes.push(RuleAttribute::Priority(TABLE_BASE));
+    m.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(MARK)));
+    m
+}
+
+/// The socket for requests.
+pub struct Requests {
+    socket: Socket,
+    port: u32,
+    sequence: u32,
+    out: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Requests {
+    /// Opens the socket.
+    pub fn open() -> io::Result<Requests> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        let port = socket.bind_auto()?.port_number();
+        socket.set_cap_ack(true)?; // an error needs no copy of its request
+        socket.set_netlink_get_strict_chk(true)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Requests { socket, port, sequence: 0, out: Vec::with_capacity(1 << 16), answer: Vec::new() })
+    }
+
+    /// Netlink port of the socket: notifications that carry it were caused here.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Carries out all changes, in order, with one system call for each 64 KiB of them. Returns what failed: the
+    /// index of the change, and why. A failure does not keep later changes from being carried out.
+    pub fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
+        let mut failed = Vec::new();
+        let mut batch: Vec<&'static [i32]> = Vec::new();
+        let mut done = 0;
+        self.out.clear();
+        let mut last = 0; // where the last message of the batch starts
+        for change in changes {
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | change.flags;
+            header.sequence_number = self.sequence.wrapping_add(1 + batch.len() as u32);
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(change.message));
+            message.finalize();
+            let (at, len) = (self.out.len(), message.buffer_len());
+            self.out.resize(at + len.next_multiple_of(4), 0);
+            message.serialize(&mut self.out[at..at + len]);
+            last = at;
+            batch.push(change.fine);
+            if self.out.len() > 60_000 {
+                self.flush(last, &batch, done, &mut failed)?;
+                done += batch.len();
+                batch.clear();
+            }
+        }
+        if !batch.is_empty() {
+            self.flush(last, &batch, done, &mut failed)?;
+        }
+        Ok(failed)
+    }
+
+    /// Sends the batch; only its last message asks for an answer, errors are answered always.
+    fn flush(
+        &mut self,
+        last: usize,
+        batch: &[&'static [i32]],
+        done: usize,
+        failed: &mut Vec<(usize, io::Error)>,
+    ) -> io::Result<()> {
+        let flags = u16::from_ne_bytes([self.out[last + 6], self.out[last + 7]]) | NLM_F_ACK;
+        self.out[last + 6..last + 8].copy_from_slice(&flags.to_ne_bytes());
+        self.socket.send(&self.out, 0)?;
+        self.out.clear();
+        let first = self.sequence.wrapping_add(1);
+        self.sequence = self.sequence.wrapping_add(batch.len() as u32);
+        loop {
+            self.answer.clear();
+            self.answer.reserve(1 << 15);
+            self.socket.recv(&mut self.answer, 0)?;
+            for message in messages::<RouteNetlinkMessage>(&self.answer) {
+                let message = message?;
+                let index = message.header.sequence_number.wrapping_sub(first) as usize;
+                let Some(fine) = batch.get(index) else { continue }; // an answer to something older
+                if let NetlinkPayload::Error(e) = &message.payload {
+                    let error = e.to_io();
+                    let ok = e.code.is_none() || error.raw_os_error().is_some_and(|c| fine.contains(&c));
+                    if !ok {
+                        failed.push((done + index, error));
+                    }
+                    if index + 1 == batch.len() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        'again: for _ in 0..16 {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request.clone()));
+            message.finalize();
+            let mut out = vec![0; message.buffer_len()];
+            message.serialize(&mut out);
+            self.socket.send(&out, 0)?;
+            let mut found = Vec::new();
+            let mut interrupted = false;
+            loop {
+                self.answer.clear();
+                self.answer.reserve(1 << 16);
+                self.socket.recv(&mut self.answer, 0)?;
+                for message in messages(&self.answer) {
+                    let message: NetlinkMessage<RouteNetlinkMessage> = message?;
+                    if message.header.sequence_number != self.sequence {
+                        continue;
+                    }
+                    interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+                    match message.payload {
+                        NetlinkPayload::InnerMessage(m) => found.push(m),
+                        NetlinkPayload::Done(_) if interrupted => continue 'again,
+                        NetlinkPayload::Done(_) => return Ok(found),
+                        NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Err(io::Error::other("the kernel's tables change faster than they can be read"))
+    }
+
+    /// All interfaces.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let found = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(found
+            .iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewLink(l) => Some(link(l)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// All addresses.
+    pub fn addresses(&mut self) -> io::Result<Vec<Assigned>> {
+        let found = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(found
+            .iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewAddress(a) => assigned(a),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// All routes and rules that carry Baton's mark.
+    pub fn marked(&mut self) -> io::Result<(Vec<Route>, Vec<Rule>)> {
+        let (mut routes, mut rules) = (Vec::new(), Vec::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            for m in self.dump(RouteNetlinkMessage::GetRoute(request))? {
+                if let RouteNetlinkMessage::NewRoute(r) = m {
+                    routes.extend(route(&r));
+                }
+            }
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            for m in self.dump(RouteNetlinkMessage::GetRule(request))? {
+                if let RouteNetlinkMessage::NewRule(r) = m {
+                    rules.extend(rule(&r));
+                }
+            }
+        }
+        Ok((routes, rules))
+    }
+}
+
+/// NLM_F_DUMP_INTR of linux/netlink.h: the dump is inconsistent, for something changed meanwhile.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+/// The messages of a datagram.
+pub fn messages<T: NetlinkDeserializable>(
+    mut bytes: &[u8],
+) -> impl Iterator<Item = io::Result<NetlinkMessage<T>>> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        if length < 16 || length > bytes.len() {
+            return None;
+        }
+        let message = NetlinkMessage::deserialize(&bytes[..length]);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message.map_err(io::Error::other))
+    })
+}
+
+/// What a link message says.
+pub fn link(m: &LinkMessage) -> Link {
+    let mut link = Link {
+        ifindex: IfIndex(m.header.index),
+        name: String::new(),
+        up: m.header.flags.contains(LinkFlags::Up),
+        carrier: m.header.flags.contains(LinkFlags::LowerUp),
+        mac: [0; 6],
+    };
+    for a in &m.attributes {
+        match a {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// What an address message says.
+pub fn assigned(m: &AddressMessage) -> Option<Assigned> {
+    let (mut local, mut address, mut ours) = (None, None, false);
+    for a in &m.attributes {
+        match a {
+            AddressAttribute::Local(l) => local = Some(*l),
+            AddressAttribute::Address(l) => address = Some(*l),
+            AddressAttribute::Protocol(p) => ours = u8::from(*p) == MARK,
+            _ => {}
+        }
+    }
+    Some(Assigned { ifindex: IfIndex(m.header.index), address: local.or(address)?, ours })
+}
+
+/// What a route message says, if it is one of ours.
+pub fn route(m: &RouteMessage) -> Option<Route> {
+    if u8::from(m.header.protocol) != MARK {
+        return None;
+    }
+    let v4 = m.header.address_family == AddressFamily::Inet;
+    let any: IpAddr = if v4 { [0u8; 4].into() } else { [0u8; 16].into() };
+    let ip = |a: &RouteAddress| match a {
+        RouteAddress::Inet(a) => Some(IpAddr::from(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::from(*a)),
+        _ => None,
+    };
+    let (mut destination, mut table) = (any, u32::from(m.header.table));
+    let (mut ifindex, mut metric, mut gateway) = (IfIndex(0), 0, None);
+    for a in &m.attributes {
+        match a {
+            RouteAttribute::Destination(d) => destination = ip(d)?,
+            RouteAttribute::Gateway(g) => gateway = ip(g),
+            RouteAttribute::Oif(i) => ifindex = IfIndex(*i),
+            RouteAttribute::Priority(p) => metric = *p,
+            RouteAttribute::Table(t) => table = *t,
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(destination, m.header.destination_prefix_length).ok()?;
+    Some(Route { table, destination, metric, ifindex, gateway })
+}
+
+/// What a rule message says, if it is one of ours.
+pub fn rule(m: &RuleMessage) -> Option<Rule> {
+    let (mut from, mut table, mut ours) = (None, u32::from(m.header.table), false);
+    for a in &m.attributes {
+        match a {
+            RuleAttribute::Source(s) => from = IpNet::new(*s, m.header.src_len).ok(),
+            RuleAttribute::Table(t) => table = *t,
+            RuleAttribute::Protocol(p) => ours = u8::from(*p) == MARK,
+            _ => {}
+        }
+    }
+    from.filter(|_| ours).map(|from| Rule { from, table })
+}
+
+/// The routes and rules of every segment: what there is to be, and what was last made.
+#[derive(Default)]
+pub struct Steering {
+    made: BTreeMap<String, Vec<Route>>,
+}
+
+impl Steering {
+    /// The changes that bring a segment's routes to `wanted` and make sure of its rules.
+    pub fn changes(&mut self, segment: &str, wanted: Vec<Route>, rules: &[Rule]) -> Vec<Change> {
+        let same = |a: &Route, b: &Route| (a.destination, a.metric) == (b.destination, b.metric);
+        let before = self.made.remove(segment).unwrap_or_default();
+        let gone = before.iter().filter(|b| !wanted.iter().any(|w| same(w, b)));
+        let changes = wanted
+            .iter()
+            .map(add_route)
+            .chain(rules.iter().map(add_rule))
+            .chain(gone.map(remove_route))
+            .collect();
+        self.made.insert(segment.to_owned(), wanted);
+        changes
+    }
+
+    /// Is this route wanted?
+    pub fn has(&self, route: &Route) -> bool {
+        self.made.values().flatten().any(|r| r == route)
+    }
+}

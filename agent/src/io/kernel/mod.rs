@@ -1,0 +1,344 @@
+//! The kernel programs: loads and pins them, puts them on ports, and writes the maps they judge by.
+//!
+//! Maps are pinned under `<bpffs>/v<layout version>/` and links under `<bpffs>/links/`, so that counting and enforcing
+//! go on while no agent runs. [`Kernel::open`] takes over whatever maps it finds there, and [`Kernel::attach`] swaps
+//! the new programs into the links it finds, atomically.
+//!
+//! This module must not decide anything: it does what it is told, at once, and never blocks on more than a system call.
+
+mod attach;
+mod bpffs;
+mod claims;
+mod counters;
+mod error;
+mod registry;
+mod rtnetlink;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use baton_common::{Counters, Lease, MAX_SERVERS, MAX_VIPS, Server, Vip};
+use baton_core::IfIndex;
+
+pub use attach::{AttachError, Hooks};
+pub use bpffs::remove_all;
+pub use claims::Claims;
+pub use counters::CounterReader;
+pub use error::KernelError;
+
+use registry::{Addresses, Servers};
+
+/// The compiled kernel programs.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baton-ebpf"));
+
+/// Maps that outlive the agent.
+const PINNED_MAPS: [&str; 9] =
+    ["VIPS", "BUCKETS4", "BUCKETS6", "SERVERS", "LEASE", "COUNTERS", "DIAGNOSTICS", "OWN_MACS", "EVENTS"];
+
+/// The oldest kernel with all that the programs need (`bpf_xdp_get_buff_len`, XDP with fragments).
+const OLDEST_KERNEL: (u8, u8) = (5, 18);
+
+/// The loaded programs and their maps. Dropping it leaves everything that is attached where it is.
+pub struct Kernel {
+    dir: PathBuf,
+    hooks: Hooks,
+    ebpf: Ebpf,
+    server_marks: Array<MapData, Server>,
+    lease: Array<MapData, Lease>,
+    own_macs: HashMap<MapData, [u8; 6], u32>,
+    counters: PerCpuArray<MapData, Counters>,
+    addresses: Addresses,
+    servers: Servers,
+    /// Other layouts' pins have been removed, or there are none.
+    tidy: bool,
+}
+
+impl Kernel {
+    /// Loads the programs, with their maps pinned below `bpffs_dir` (absolute). Takes over what an earlier agent pinned
+    /// there. Mounts a BPF file system at the folder, or at its parent, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Missing privileges (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON; to mount, CAP_SYS_ADMIN), a kernel older than 5.18, no
+    /// BPF file system, pinned maps of another layout under the same version.
+    pub fn open(bpffs_dir: &Path) -> Result<Self, KernelError> {
+        Self::open_with(bpffs_dir, Hooks::default())
+    }
+
+    /// [`Kernel::open`] with some hooks left out, as if this kernel or its drivers refused them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::open`].
+    pub fn open_with(bpffs_dir: &Path, hooks: Hooks) -> Result<Self, KernelError> {
+        let (major, minor) = OLDEST_KERNEL;
+        if !kernel_at_least(major, minor) {
+            return Err(KernelError::TooOld { oldest: OLDEST_KERNEL });
+        }
+        let maps_dir = bpffs::prepare(bpffs_dir)?;
+
+        let pins = PINNED_MAPS.map(|name| (name, maps_dir.join(name)));
+        let mut loader = EbpfLoader::new();
+        for (name, path) in &pins {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
+        for (name, program) in ebpf.programs_mut() {
+            attach::load(program).map_err(|source| KernelError::program(name, source))?;
+        }
+
+        let addresses = Addresses::read(
+            take(&mut ebpf, "VIPS", &maps_dir)?,
+            take(&mut ebpf, "BUCKETS4", &maps_dir)?,
+            take(&mut ebpf, "BUCKETS6", &maps_dir)?,
+        )?;
+        let server_marks = take(&mut ebpf, "SERVERS", &maps_dir)?;
+        let servers = Servers::read(&server_marks)?;
+        let mut kernel = Self {
+            dir: bpffs_dir.to_owned(),
+            hooks,
+            server_marks,
+            lease: take(&mut ebpf, "LEASE", &maps_dir)?,
+            own_macs: take(&mut ebpf, "OWN_MACS", &maps_dir)?,
+            counters: take(&mut ebpf, "COUNTERS", &maps_dir)?,
+            addresses,
+            servers,
+            tidy: false,
+            ebpf,
+        };
+        kernel.remove_links_of_gone_interfaces()?;
+        Ok(kernel)
+    }
+
+    /// Tells the programs that the address is a virtual IP of this virtual server, bound to this port (`None`: to no
+    /// port). It gets a counter slot, starting at zero, when it is first seen.
+    ///
+    /// # Errors
+    ///
+    /// More than [`MAX_VIPS`] addresses or [`MAX_SERVERS`] virtual servers; a map refuses the entry.
+    pub fn permit(
+        &mut self,
+        address: IpAddr,
+        server: &str,
+        port: Option<IfIndex>,
+    ) -> Result<(), KernelError> {
+        let server = self.server(server)?;
+        let port = port.map_or(0, |IfIndex(port)| port);
+        match self.addresses.get(address) {
+            Some((slot, vip)) => self.addresses.rebind(address, slot, Vip { port, server, ..vip }),
+            None => {
+                let slot = self.addresses.free_slot();
+                let slot = slot.ok_or(KernelError::Full { what: "virtual IPs", limit: MAX_VIPS })?;
+                self.zero(slot)?;
+                self.addresses.insert(address, slot, port, server)
+            }
+        }
+    }
+
+    /// Makes the address an ordinary one. It is no error if it isn't a virtual IP.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn forget(&mut self, address: IpAddr) -> Result<(), KernelError> {
+        self.addresses.remove(address)
+    }
+
+    /// Sets the serving mark of a virtual server, or clears it (`None`). It is served while the mark equals the lease's
+    /// incarnation and the lease has not ended.
+    ///
+    /// # Errors
+    ///
+    /// More than [`MAX_SERVERS`] virtual servers; the map refuses.
+    pub fn mark(&mut self, server: &str, incarnation: Option<u64>) -> Result<(), KernelError> {
+        let index = self.server(server)?;
+        self.set_server(index, Server { mark: incarnation.unwrap_or(0), name: registry::hash(server) })
+    }
+
+    /// Removes a virtual server and its mark. Its addresses must have been forgotten before. It is no error if it isn't
+    /// known.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn forget_server(&mut self, server: &str) -> Result<(), KernelError> {
+        match self.servers.get(server) {
+            Some(index) => {
+                self.set_server(index, Server::default())?;
+                self.servers.remove(server);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Prepares the marks for these virtual servers and this incarnation: those of servers that aren't among `names` and
+    /// of other incarnations are cleared. Returns the servers whose mark is on.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn adopt_servers(
+        &mut self,
+        names: &[&str],
+        incarnation: u64,
+    ) -> Result<BTreeSet<String>, KernelError> {
+        let mut marked = BTreeSet::new();
+        let mut keep = BTreeSet::new();
+        for name in names {
+            let index = self.server(name)?;
+            keep.insert(index);
+            let server =
+                self.server_marks.get(&index, 0).map_err(|source| KernelError::map("SERVERS", source))?;
+            if server.mark == incarnation && incarnation != 0 {
+                marked.insert((*name).to_owned());
+            } else if server.mark != 0 {
+                self.mark(name, None)?;
+            }
+        }
+        for index in self.servers.retain(&keep) {
+            self.set_server(index, Server::default())?;
+        }
+        Ok(marked)
+    }
+
+    /// Sets until when this node may serve, and as which incarnation. When the incarnation changes, nothing is served
+    /// for the microsecond between the two writes that this takes: a program never sees half of each.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn set_lease(&mut self, lease: Lease) -> Result<(), KernelError> {
+        if self.lease()?.incarnation != lease.incarnation {
+            self.write_lease(Lease::default())?;
+        }
+        self.write_lease(lease)
+    }
+
+    /// The lease, as an earlier agent may have left it.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn lease(&self) -> Result<Lease, KernelError> {
+        self.lease.get(&0, 0).map_err(|source| KernelError::map("LEASE", source))
+    }
+
+    /// Where every virtual IP is bound: what an earlier agent left, and what has been permitted since. Addresses that
+    /// are bound nowhere are left out.
+    pub fn bound(&self) -> BTreeMap<IpAddr, IfIndex> {
+        self.addresses
+            .iter()
+            .filter(|(_, vip)| vip.port != 0)
+            .map(|(address, vip)| (address, IfIndex(vip.port)))
+            .collect()
+    }
+
+    /// All virtual IPs that the programs know, bound or not.
+    pub fn known(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(|(address, _)| address)
+    }
+
+    /// Reads the claims that the programs report. There should be one reader at a time.
+    ///
+    /// # Errors
+    ///
+    /// The ring buffer cannot be mapped.
+    pub fn claims(&self) -> Result<Claims, KernelError> {
+        Claims::open(&self.maps_dir().join("EVENTS"))
+    }
+
+    /// Reads the counters; for another thread.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be opened a second time.
+    pub fn reader(&self) -> Result<CounterReader, KernelError> {
+        CounterReader::open(&self.maps_dir(), self.addresses.used())
+    }
+
+    /// The programs' own messages, for the `log` crate. There are few; read them when the descriptor is readable.
+    ///
+    /// # Errors
+    ///
+    /// It has been taken before.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, KernelError> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).map_err(KernelError::Logger)
+    }
+
+    /// The program of this name; for tests and benchmarks that run it on packets of their own.
+    pub fn program(&mut self, name: &str) -> Option<&mut aya::programs::Program> {
+        self.ebpf.program_mut(name)
+    }
+
+    fn maps_dir(&self) -> PathBuf {
+        bpffs::maps_dir(&self.dir)
+    }
+
+    /// Index of a virtual server; a new one is entered without a mark.
+    fn server(&mut self, name: &str) -> Result<u32, KernelError> {
+        if let Some(index) = self.servers.get(name) {
+            return Ok(index);
+        }
+        let (index, is_new) = self
+            .servers
+            .allocate(name)
+            .ok_or(KernelError::Full { what: "virtual servers", limit: MAX_SERVERS })?;
+        if is_new {
+            self.set_server(index, Server { mark: 0, name: registry::hash(name) })?;
+        }
+        Ok(index)
+    }
+
+    fn set_server(&mut self, index: u32, server: Server) -> Result<(), KernelError> {
+        self.server_marks.set(index, server, 0).map_err(|source| KernelError::map("SERVERS", source))
+    }
+
+    fn write_lease(&mut self, lease: Lease) -> Result<(), KernelError> {
+        self.lease.set(0, lease, 0).map_err(|source| KernelError::map("LEASE", source))
+    }
+
+    /// Sets a counter slot to zero on every CPU.
+    fn zero(&mut self, slot: u32) -> Result<(), KernelError> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?;
+        let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
+            .map_err(|source| KernelError::Cpus { path: "possible CPUs", source })?;
+        self.counters.set(slot, zeros, 0).map_err(|source| KernelError::map("COUNTERS", source))
+    }
+}
+
+/// Takes a map out of the object, after a check that a pinned one has the layout that this version means.
+fn take<T>(ebpf: &mut Ebpf, name: &'static str, maps_dir: &Path) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(KernelError::NoSuchMap { name })?;
+    T::try_from(map).map_err(|source| KernelError::Layout { name, dir: maps_dir.to_owned(), source })
+}
+
+/// Opens a map a second time, by its pin.
+fn open_pinned<T>(path: &Path) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let open = || T::try_from(Map::from_map_data(MapData::from_pin(path)?)?);
+    open().map_err(|source| KernelError::Pinned { path: path.to_owned(), source })
+}
+
+/// An unknown version is taken to be new: what is missing will be refused.
+fn kernel_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().map_or(true, |version| version >= KernelVersion::new(major, minor, 0))
+}
+
+/// A missing entry is as good as a removed one.
+fn unless_missing(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::KeyNotFound => Ok(()),
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        error => Err(error),
+    }
+}

@@ -1,0 +1,69 @@
+//! `baton clean`: takes away everything that Baton made on this node, and nothing else.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::sysctl::{self, SysctlError};
+use crate::config::AgentConfig;
+use crate::control::{self, LockError};
+use crate::fast::netlink::{self, Requests};
+use crate::io::kernel::{self, KernelError};
+use crate::store::{FileStore, StoreError};
+
+/// Why not everything could be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanError {
+    /// An agent runs: it would put everything back.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel refused.
+    #[error("netlink: {0}; this needs CAP_NET_ADMIN")]
+    Netlink(#[source] io::Error),
+    /// Programs or maps could not be removed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The saved settings can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A setting could not be restored.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+}
+
+/// What was taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Addresses.
+    pub addresses: usize,
+    /// Routes.
+    pub routes: usize,
+    /// Rules.
+    pub rules: usize,
+}
+
+/// Takes away addresses first, then routes and rules, then the kernel programs, so that nothing answers unjudged in
+/// between; then restores settings. Can be repeated. Refuses while an agent runs.
+///
+/// # Errors
+/// The first that occurs; what was taken away until then stays away.
+pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
+    let _lock = if agent.paths.state.exists() { Some(control::lock(&agent.paths.state)?) } else { None };
+    let mut requests = Requests::open().map_err(CleanError::Netlink)?;
+    let addresses = requests.addresses().map_err(CleanError::Netlink)?;
+    let ours: Vec<_> = addresses.iter().filter(|a| a.ours).collect();
+    let (routes, rules) = requests.marked().map_err(CleanError::Netlink)?;
+    let changes = ours.iter().map(|a| netlink::remove_address(a.ifindex, a.address));
+    let changes = changes.chain(rules.iter().map(netlink::remove_rule));
+    let changes: Vec<_> = changes.chain(routes.iter().map(netlink::remove_route)).collect();
+    let failed = requests.apply(changes).map_err(CleanError::Netlink)?;
+    if let Some((_, error)) = failed.into_iter().find(|(_, e)| e.raw_os_error() != Some(libc::EADDRNOTAVAIL))
+    {
+        return Err(CleanError::Netlink(error));
+    }
+    kernel::remove_all(&agent.paths.bpffs)?;
+    if agent.store.path.exists() {
+        let mut store = FileStore::open(&agent.store.path)?;
+        sysctl::restore(&mut store, &BTreeSet::new())?;
+    }
+    Ok(Cleaned { addresses: ours.len(), routes: routes.len(), rules: rules.len() })
+}

@@ -1,0 +1,184 @@
+//! The slow side: everything that may wait. `disk` owns the store, the journal, the record and sysctls on a thread of its
+//! own, so that a stalled disk stalls nobody who asks for status; HTTP, the control socket, the sampler and signals share
+//! the main thread.
+
+pub mod clean;
+mod disk;
+pub mod record;
+mod sample;
+pub mod sysctl;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aya_log::EbpfLogger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Loaded;
+use crate::control::{self, LockError};
+use crate::fast::{self, FastError, Links};
+use crate::io::kernel::{Kernel, KernelError};
+use crate::journal::Journal;
+use crate::store::{FileStore, Store, StoreError};
+use crate::telemetry::{self, Metrics, Published};
+
+/// Records under way to the disk. A full channel drops records, counted, for the fast thread never waits.
+const RECORDS: usize = 4096;
+/// Events under way to the journal; a full channel drops events, counted.
+const EVENTS: usize = 4096;
+/// Inputs under way to core; the slow side waits.
+const INPUTS: usize = 256;
+
+/// Why the agent could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A folder or a file of the system can't be used.
+    #[error("{path}: {error}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another agent runs on this node, or its lock can't be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel programs can't be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The fast thread could not start, or has failed.
+    #[error(transparent)]
+    Fast(#[from] FastError),
+    /// The fast thread has panicked; its message is in the log.
+    #[error("the fast thread has panicked; what it served stays served until the agent is back")]
+    Panicked,
+    /// Threads or signals are not to be had.
+    #[error("starting: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT. What it serves stays served: the next agent takes it over.
+///
+/// # Errors
+/// Everything that keeps it from starting; later, only a failure of the fast thread.
+pub fn run(loaded: Loaded) -> Result<(), RunError> {
+    let Loaded { core: config, agent, .. } = loaded;
+    let state = &agent.paths.state;
+    fs::create_dir_all(state).map_err(|error| RunError::Path { path: state.clone(), error })?;
+    if let Some(dir) = agent.store.path.parent() {
+        fs::create_dir_all(dir).map_err(|error| RunError::Path { path: dir.to_owned(), error })?;
+    }
+    let _lock = control::lock(state)?;
+    let mut store = FileStore::open(&agent.store.path)?;
+    let incarnation = store.next_incarnation(&boot_id()?)?;
+    let interfaces: BTreeSet<&str> = config.ports.iter().map(|p| p.interface.as_str()).collect();
+    if let Err(e) = sysctl::restore(&mut store, &interfaces) {
+        tracing::warn!("settings of former ports could not be restored: {e}");
+    }
+    let mut kernel = Kernel::open(&agent.paths.bpffs)?;
+    let reader = kernel.reader()?;
+    let messages = kernel.logger()?;
+
+    let (publisher, published) = telemetry::channel();
+    let publisher = Arc::new(publisher);
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let (inputs, inputs_rx) = mpsc::channel(INPUTS);
+    let (records, records_rx) = mpsc::channel(RECORDS);
+    let (events, events_rx) = mpsc::channel(EVENTS);
+    let (stop, stop_rx) = oneshot::channel();
+    let (ended, ended_rx) = oneshot::channel();
+    let (ready, ready_rx) = oneshot::channel();
+
+    let disk = disk::Disk {
+        store: Box::new(store),
+        incarnation,
+        journal: Journal::new(state),
+        state: state.clone(),
+        inputs: inputs.clone(),
+    };
+    let disk =
+        disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
+    let links =
+        Links { inputs: inputs_rx, slow: records, events, publisher: publisher.clone(), stop: stop_rx };
+    let sampler = sample::Sampler::new(&config, reader, publisher, inputs);
+    let fast = fast::spawn(config, incarnation, kernel, links, ready, ended).map_err(RunError::Start)?;
+
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
+    let outcome = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
+        tokio::spawn(sampler.run());
+        tokio::spawn(kernel_messages(messages));
+        if let Some(listen) = agent.telemetry.listen {
+            tokio::spawn(telemetry::run(listen, metrics.clone(), published.clone()));
+        }
+        match control::bind(&agent.control) {
+            Ok(listener) => {
+                tokio::spawn(control::Server::new(published.clone(), state.clone()).run(listener));
+            }
+            Err(e) => tracing::error!("{e}; the command line can't ask this agent"),
+        }
+        if ready_rx.await.is_ok() {
+            notify(&[sd_notify::NotifyState::Ready]);
+        }
+        tokio::spawn(watchdog(published.clone()));
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("SIGINT"),
+            _ = ended_rx => {} // the fast thread is gone: its result says why
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+        Ok(())
+    });
+    drop(stop);
+    let fast = fast.join().map_err(|_| RunError::Panicked)?;
+    drop(runtime); // ends the sampler, the last to hold a way to the disk thread
+    disk.join().map_err(|_| RunError::Panicked)?;
+    outcome.and(fast.map_err(RunError::from))
+}
+
+/// Hands the kernel programs' own messages to the log.
+async fn kernel_messages(logger: EbpfLogger<&'static dyn log::Log>) {
+    // SAFETY: the logger owns its ring buffer's descriptor, which stays the same and open until the logger is dropped.
+    let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = match logger {
+        Ok(logger) => logger,
+        Err(e) => return tracing::warn!("the kernel programs' messages can't be read: {e}"),
+    };
+    while let Ok(mut guard) = logger.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
+}
+
+/// Tells systemd that all is well for as long as the fast thread goes round.
+async fn watchdog(published: Published) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tokio::time::sleep(limit / 3).await;
+        if published.age() < limit / 3 + telemetry::STALE_AFTER {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::warn!("sd_notify: {e}");
+    }
+}
+
+fn boot_id() -> Result<String, RunError> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    fs::read_to_string(&path).map(|s| s.trim().to_owned()).map_err(|error| RunError::Path { path, error })
+}

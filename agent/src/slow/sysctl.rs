@@ -1,0 +1,98 @@
+//! The settings that a port needs, saved before they are changed and restored when the port is no longer Baton's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::store::{Store, StoreError};
+
+/// What each port needs, under /proc/sys/net, `*` being the interface (Documentation/networking/ip-sysctl.rst).
+const NEEDED: [(&str, &str); 5] = [
+    // Answer ARP only for addresses of the port that was asked.
+    ("ipv4/conf/*/arp_ignore", "1"),
+    // Ask with an address of the port itself, never with another port's.
+    ("ipv4/conf/*/arp_announce", "2"),
+    // A reply may be routed by another port than the request came in by (port_tx hands it over): loose, not strict.
+    ("ipv4/conf/*/rp_filter", "2"),
+    // Routes by a port without carrier are passed over at once, by the kernel itself.
+    ("ipv4/conf/*/ignore_routes_with_linkdown", "1"),
+    ("ipv6/conf/*/ignore_routes_with_linkdown", "1"),
+];
+
+/// A setting could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SysctlError {
+    /// The file under /proc/sys could not be read or written.
+    #[error("{path}: {error}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The original value could not be saved, so nothing was changed.
+    #[error("saving the original settings: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Saves the original settings of a port, then makes those it needs. A family that the kernel lacks is passed over.
+pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError> {
+    for (pattern, value) in NEEDED {
+        let key = pattern.replace('*', interface);
+        let path = path(&key);
+        let before = match fs::read_to_string(&path) {
+            Ok(before) => before,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(SysctlError::File { path, error }),
+        };
+        if before.trim() != value {
+            store.save_original(&key, before.trim())?;
+            fs::write(&path, value).map_err(|error| SysctlError::File { path, error })?;
+        }
+    }
+    Ok(())
+}
+
+/// Restores the settings of all interfaces but `keep`. One that is gone, or was changed by somebody else since, is left.
+pub fn restore(store: &mut dyn Store, keep: &BTreeSet<&str>) -> Result<(), SysctlError> {
+    for (key, original) in store.originals()? {
+        let needed = NEEDED.iter().find(|(pattern, _)| interface(pattern, &key).is_some());
+        let Some((pattern, value)) = needed else { continue };
+        if interface(pattern, &key).is_some_and(|i| keep.contains(i)) {
+            continue;
+        }
+        let path = path(&key);
+        match fs::read_to_string(&path) {
+            Ok(now) if now.trim() == *value => {
+                fs::write(&path, original).map_err(|error| SysctlError::File { path, error })?;
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(SysctlError::File { path, error }),
+        }
+        store.forget_original(&key)?;
+    }
+    Ok(())
+}
+
+fn path(key: &str) -> PathBuf {
+    PathBuf::from("/proc/sys/net").join(key)
+}
+
+/// The interface in a key made from this pattern.
+fn interface<'a>(pattern: &str, key: &'a str) -> Option<&'a str> {
+    let (before, after) = pattern.split_once('*')?;
+    key.strip_prefix(before)?.strip_suffix(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_of_a_key_may_hold_dots() {
+        assert_eq!(interface("ipv4/conf/*/rp_filter", "ipv4/conf/eth0.100/rp_filter"), Some("eth0.100"));
+        assert_eq!(interface("ipv4/conf/*/rp_filter", "ipv6/conf/eth0/rp_filter"), None);
+    }
+}

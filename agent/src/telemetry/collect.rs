@@ -1,0 +1,176 @@
+//! Metrics that are read from the published state when somebody asks for them.
+
+use std::fmt;
+
+use baton_core::PortState;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+
+use super::{Published, VipCounters};
+
+#[derive(Debug)]
+pub(super) struct Collected {
+    published: Published,
+}
+
+impl Collected {
+    pub(super) fn new(published: Published) -> Self {
+        Collected { published }
+    }
+
+    fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counters = self.published.counters.borrow().clone();
+        type Pick = fn(&VipCounters) -> (u64, u64);
+        let families: [(&str, &str, Pick); 3] = [
+            ("baton_vip_packets", "Frames of a virtual IP", |v| {
+                (v.counters.rx_packets, v.counters.tx_packets)
+            }),
+            ("baton_vip_bytes", "Bytes of those frames", |v| (v.counters.rx_bytes, v.counters.tx_bytes)),
+            ("baton_vip_dropped_packets", "Frames dropped because the virtual IP may not be served", |v| {
+                (v.counters.rx_dropped, v.counters.tx_dropped)
+            }),
+        ];
+        for (name, help, pick) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for vip in counters.iter() {
+                let (rx, tx) = pick(vip);
+                let address = vip.address.to_string();
+                for (direction, value) in [("rx", rx), ("tx", tx)] {
+                    let labels = [
+                        ("virtual_server", vip.server.as_str()),
+                        ("address", address.as_str()),
+                        ("direction", direction),
+                    ];
+                    counter(&mut family, &labels, value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn view(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let view = self.published.snapshot.borrow().clone();
+        let mut family = encoder.encode_descriptor(
+            "baton_virtual_server_load",
+            "Load, 0 to 1 of capacity",
+            None,
+            MetricType::Gauge,
+        )?;
+        for server in &view.virtual_servers {
+            gauge(&mut family, &[("virtual_server", server.name.as_str())], server.load)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "baton_node_load",
+            "Load, 0 to 1 of capacity",
+            None,
+            MetricType::Gauge,
+        )?;
+        for node in &view.nodes {
+            gauge(&mut family, &[("node", node.name.as_str())], node.load)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "baton_virtual_server_owner",
+            "1 for the node that owns the virtual server",
+            None,
+            MetricType::Gauge,
+        )?;
+        for server in &view.virtual_servers {
+            for node in &view.nodes {
+                let labels = [("virtual_server", server.name.as_str()), ("node", node.name.as_str())];
+                let owner = server.owner.as_deref() == Some(node.name.as_str());
+                gauge(&mut family, &labels, f64::from(u8::from(owner)))?;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "baton_port_state",
+            "1 for the state that the port is in",
+            None,
+            MetricType::Gauge,
+        )?;
+        for port in &view.ports {
+            for state in PortState::ALL {
+                let labels = [
+                    ("interface", port.interface.as_str()),
+                    ("segment", port.segment.as_str()),
+                    ("state", state.word()),
+                ];
+                gauge(&mut family, &labels, f64::from(u8::from(port.state == state)))?;
+            }
+        }
+        let conflicts = view.conflicts.len() as f64;
+        let single = [
+            (
+                "baton_lease_remaining_seconds",
+                "What is left of the lease; +Inf: endless",
+                view.lease_ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3),
+            ),
+            (
+                "baton_address_conflicts",
+                "Virtual IPs that an interface or host outside Baton's care also holds",
+                conflicts,
+            ),
+            (
+                "baton_last_alive_seconds",
+                "Time since the agent's fast thread was last known to be alive",
+                self.published.age().as_secs_f64(),
+            ),
+        ];
+        for (name, help, value) in single {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            metric.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let seen = *self.published.diagnostics.borrow();
+        let mut family = encoder.encode_descriptor(
+            "baton_diagnostics",
+            "What the kernel programs saw that belongs to no virtual IP",
+            None,
+            MetricType::Counter,
+        )?;
+        for (what, value) in [
+            ("malformed", seen.malformed),
+            ("claims", seen.claims),
+            ("claims_unreported", seen.claims_unreported),
+            ("redirected", seen.redirected),
+        ] {
+            counter(&mut family, &[("what", what)], value)?;
+        }
+        let single = [
+            (
+                "baton_dropped_inputs",
+                "Inputs dropped because a channel was full",
+                self.published.dropped_inputs(),
+            ),
+            (
+                "baton_dropped_reports",
+                "Events and timings dropped because the slow thread did not keep up",
+                self.published.dropped_reports(),
+            ),
+        ];
+        for (name, help, value) in single {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            metric.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.traffic(&mut encoder)?;
+        self.view(&mut encoder)?;
+        self.diagnostics(&mut encoder)
+    }
+}
+
+fn counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
+    family.encode_family(labels)?.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)
+}
+
+fn gauge(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: f64) -> fmt::Result {
+    family.encode_family(labels)?.encode_gauge(&value)
+}

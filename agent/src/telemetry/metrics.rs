@@ -1,0 +1,142 @@
+//! The registry, and the metrics that are counted as things happen. What is only read is in [`super::collect`].
+
+use std::fmt;
+use std::sync::Mutex;
+
+use baton_core::{Event, EventKind, FailoverKind, Reason, Stage};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::Published;
+use super::collect::Collected;
+
+/// Upper bounds of `baton_failover_seconds`: 10 us to 10 s.
+const BUCKETS: [f64; 25] = [
+    10e-6, 20e-6, 35e-6, 50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 350e-6, 500e-6, 750e-6, 1e-3, 1.5e-3, 2e-3,
+    5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+
+/// All metrics of the agent. Shared by reference; every method may be called from the slow thread at any time.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    failover_seconds: Family<StageLabels, Histogram, fn() -> Histogram>,
+    failovers: Family<FailoverLabels, Counter>,
+    foreign_claims: Counter,
+    effects_failed: Counter,
+    journal_errors: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    kind: &'static str,
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailoverLabels {
+    kind: &'static str,
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(published: Published) -> Self {
+        let mut registry = Registry::default();
+        let failover_seconds: Family<StageLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(BUCKETS));
+        let failovers = Family::<FailoverLabels, Counter>::default();
+        let (foreign_claims, effects_failed, journal_errors) =
+            (Counter::default(), Counter::default(), Counter::default());
+        registry.register(
+            "baton_failover_seconds",
+            "Time from the cause of a failover to each of its stages",
+            failover_seconds.clone(),
+        );
+        registry.register("baton_failovers", "Failovers and moves", failovers.clone());
+        registry.register(
+            "baton_foreign_claims",
+            "Foreign hosts' claims of served addresses that were reported",
+            foreign_claims.clone(),
+        );
+        registry.register(
+            "baton_effects_failed",
+            "Effects that could not be carried out",
+            effects_failed.clone(),
+        );
+        registry.register(
+            "baton_journal_errors",
+            "Events that could not be written to the journal",
+            journal_errors.clone(),
+        );
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("baton_build", "The running program", build);
+        registry.register_collector(Box::new(Collected::new(published)));
+        Metrics {
+            registry: Mutex::new(registry),
+            failover_seconds,
+            failovers,
+            foreign_claims,
+            effects_failed,
+            journal_errors,
+        }
+    }
+
+    /// Counts what an event says. Every event must come here once.
+    pub fn event(&self, event: &Event) {
+        match &event.kind {
+            EventKind::Failover { kind, reason, .. } => {
+                let labels = FailoverLabels { kind: word(*kind), reason: Reason::word(*reason) };
+                self.failovers.get_or_create(&labels).inc();
+            }
+            EventKind::FailoverDone { kind, stages, .. } => {
+                for (stage, seconds) in stages {
+                    let labels = StageLabels { kind: word(*kind), stage: Stage::word(*stage) };
+                    self.failover_seconds.get_or_create(&labels).observe(*seconds);
+                }
+            }
+            EventKind::ForeignClaim { .. } => {
+                self.foreign_claims.inc();
+            }
+            EventKind::EffectFailed { .. } => {
+                self.effects_failed.inc();
+            }
+            EventKind::Started { .. }
+            | EventKind::InterfaceAbsent { .. }
+            | EventKind::Port { .. }
+            | EventKind::Stranded { .. }
+            | EventKind::AddressDeleted { .. }
+            | EventKind::SteeringDeleted { .. }
+            | EventKind::AddressConflict { .. }
+            | EventKind::AddressConflictOver { .. }
+            | EventKind::Attached { .. }
+            | EventKind::Serving { .. }
+            | EventKind::Resynced => {}
+        }
+    }
+
+    /// An event could not be written to the journal.
+    pub fn journal_error(&self) {
+        self.journal_errors.inc();
+    }
+
+    /// Everything as OpenMetrics text.
+    ///
+    /// # Errors
+    /// A value refuses to be written as text; none of those registered here does.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+fn word(kind: FailoverKind) -> &'static str {
+    match kind {
+        FailoverKind::Port => "port",
+    }
+}

@@ -1,0 +1,175 @@
+//! What the agent shows: the published state, metrics and HTTP.
+//!
+//! Everything here runs on the slow thread and only reads what the fast one has published; nothing flows back.
+
+mod collect;
+mod http;
+mod metrics;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use baton_common::{Counters, Diagnostics};
+use baton_core::{Snapshot, Time};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
+
+use crate::journal::Record;
+
+pub use http::{router, run, serve};
+pub use metrics::Metrics;
+
+/// Events that a slow reader may lag behind before it misses some (it is told how many).
+const EVENT_BACKLOG: usize = 1024;
+
+/// Published data older than this is called stale.
+pub const STALE_AFTER: Duration = Duration::from_secs(3);
+
+/// Traffic of one virtual IP, all CPUs together, since it is known to the kernel programs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VipCounters {
+    /// The virtual IP.
+    pub address: IpAddr,
+    /// Its virtual server.
+    pub server: String,
+    /// The sums.
+    pub counters: Counters,
+}
+
+/// The reading side: cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The machine's view.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// Traffic by virtual IP.
+    pub counters: watch::Receiver<Arc<Vec<VipCounters>>>,
+    /// What the kernel programs saw that belongs to no virtual IP, all ports and CPUs together.
+    pub diagnostics: watch::Receiver<Diagnostics>,
+    /// Every event, once it is in the journal.
+    events: broadcast::Sender<Arc<Record>>,
+    shared: Arc<Shared>,
+}
+
+/// The writing side. None of its methods waits, allocates much or takes a contended lock.
+#[derive(Debug)]
+pub struct Publisher {
+    /// The machine's view, after every change.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Traffic by virtual IP, after every sample.
+    pub counters: watch::Sender<Arc<Vec<VipCounters>>>,
+    /// Diagnostics, after every sample.
+    pub diagnostics: watch::Sender<Diagnostics>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Boot-time clock of the last [`Publisher::beat`], nanoseconds.
+    beat: AtomicU64,
+    dropped_inputs: AtomicU64,
+    dropped_reports: AtomicU64,
+}
+
+/// Makes both sides.
+pub fn channel() -> (Publisher, Published) {
+    let shared = Arc::new(Shared::default());
+    let (snapshot, snapshot_rx) = watch::channel(Arc::default());
+    let (counters, counters_rx) = watch::channel(Arc::default());
+    let (diagnostics, diagnostics_rx) = watch::channel(Diagnostics::default());
+    let (events, _) = broadcast::channel(EVENT_BACKLOG);
+    let publisher = Publisher { snapshot, counters, diagnostics, shared: shared.clone() };
+    let published = Published {
+        snapshot: snapshot_rx,
+        counters: counters_rx,
+        diagnostics: diagnostics_rx,
+        events,
+        shared,
+    };
+    publisher.beat();
+    (publisher, published)
+}
+
+impl Publisher {
+    /// Says that the fast thread is alive; to be called at least once a second. What it publishes counts as fresh for
+    /// [`STALE_AFTER`] from then on.
+    pub fn beat(&self) {
+        self.shared.beat.store(boot_time().0, Ordering::Relaxed);
+    }
+
+    /// Counts a step of the input record that was dropped because a channel was full.
+    pub fn dropped_input(&self) {
+        self.shared.dropped_inputs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an event that was dropped because the slow thread didn't keep up.
+    pub fn dropped_report(&self) {
+        self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Published {
+    /// What status shows now.
+    pub fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            age_ms: u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX),
+            snapshot: (**self.snapshot.borrow()).clone(),
+        }
+    }
+
+    /// Time since the fast thread was last known to be alive.
+    pub fn age(&self) -> Duration {
+        boot_time().since(Time(self.shared.beat.load(Ordering::Relaxed)))
+    }
+
+    /// Steps of the input record dropped because a channel was full.
+    pub fn dropped_inputs(&self) -> u64 {
+        self.shared.dropped_inputs.load(Ordering::Relaxed)
+    }
+
+    /// Events dropped because the slow thread didn't keep up.
+    pub fn dropped_reports(&self) -> u64 {
+        self.shared.dropped_reports.load(Ordering::Relaxed)
+    }
+
+    /// Every event from now on.
+    pub fn events(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.events.subscribe()
+    }
+
+    /// Hands an event to everyone who follows. It is no error if nobody does.
+    pub fn tell(&self, record: Arc<Record>) {
+        let _ = self.events.send(record);
+    }
+}
+
+/// `baton status --json` and `/status.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Milliseconds since the agent's fast thread was last known to be alive.
+    pub age_ms: u64,
+    /// The machine's view.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+}
+
+impl Status {
+    /// Must the reader be warned that this may no longer be true?
+    pub fn stale(&self) -> bool {
+        u128::from(self.age_ms) >= STALE_AFTER.as_millis()
+    }
+}
+
+/// The boot-time clock, which core's times are of.
+pub fn boot_time() -> Time {
+    // The clock exists on every kernel since 2.6.39; a failure would read as time zero.
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    Time::default() + now
+}

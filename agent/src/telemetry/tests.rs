@@ -1,0 +1,193 @@
+use baton_core::{Event, EventKind, FailoverKind, NodeView, PortState, PortView, Reason, ServerView, Stage};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+fn sample() -> Snapshot {
+    Snapshot {
+        node: "fs1".into(),
+        incarnation: 7,
+        quorum: true,
+        lease_ms: Some(48),
+        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.25 }],
+        ports: vec![PortView {
+            interface: "eth0".into(),
+            segment: "office".into(),
+            state: PortState::Held,
+            carrier: true,
+            present: true,
+            attachment: None,
+            held_ms: Some(800),
+            flaps: 1,
+            addresses: 1,
+            rate: 10,
+        }],
+        virtual_servers: vec![ServerView {
+            name: "projects".into(),
+            owner: Some("fs1".into()),
+            state: "serving".into(),
+            epoch: 3,
+            load: 0.5,
+            priority: 100,
+            rate: 10,
+            addresses: Vec::new(),
+        }],
+        ..Snapshot::default()
+    }
+}
+
+fn published() -> (Publisher, Published) {
+    let (publisher, published) = channel();
+    publisher.snapshot.send_replace(Arc::new(sample()));
+    let counters = Counters {
+        rx_packets: 1,
+        rx_bytes: 2,
+        tx_packets: 3,
+        tx_bytes: 4,
+        rx_dropped: 5,
+        ..Default::default()
+    };
+    let vip = VipCounters {
+        address: "10.0.0.10".parse().expect("an address"),
+        server: "projects".into(),
+        counters,
+    };
+    publisher.counters.send_replace(Arc::new(vec![vip]));
+    publisher.diagnostics.send_replace(Diagnostics { malformed: 9, ..Default::default() });
+    publisher.dropped_input();
+    publisher.dropped_report();
+    (publisher, published)
+}
+
+fn failover() -> [Event; 2] {
+    let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
+    let stages = [(Stage::Announced, 140e-6)].into();
+    let begun = EventKind::Failover { kind, reason, moves: Vec::new() };
+    let done = EventKind::FailoverDone { kind, reason, addresses: 1, stages };
+    [begun, done].map(|kind| Event { at: Time(1), failover: Some(1), kind })
+}
+
+#[test]
+fn every_metric_has_its_name_labels_and_value() {
+    let (_publisher, published) = published();
+    let metrics = Metrics::new(published);
+    failover().iter().for_each(|e| metrics.event(e));
+    let text = metrics.encode().expect("text");
+    for line in [
+        r#"baton_vip_packets_total{virtual_server="projects",address="10.0.0.10",direction="rx"} 1"#,
+        r#"baton_vip_packets_total{virtual_server="projects",address="10.0.0.10",direction="tx"} 3"#,
+        r#"baton_vip_bytes_total{virtual_server="projects",address="10.0.0.10",direction="rx"} 2"#,
+        r#"baton_vip_bytes_total{virtual_server="projects",address="10.0.0.10",direction="tx"} 4"#,
+        r#"baton_vip_dropped_packets_total{virtual_server="projects",address="10.0.0.10",direction="rx"} 5"#,
+        r#"baton_virtual_server_load{virtual_server="projects"} 0.5"#,
+        r#"baton_node_load{node="fs1"} 0.25"#,
+        r#"baton_virtual_server_owner{virtual_server="projects",node="fs1"} 1.0"#,
+        r#"baton_port_state{interface="eth0",segment="office",state="good"} 0.0"#,
+        r#"baton_port_state{interface="eth0",segment="office",state="held"} 1.0"#,
+        r#"baton_failover_seconds_bucket{le="0.0001",kind="port",stage="announced"} 0"#,
+        r#"baton_failover_seconds_bucket{le="0.00015",kind="port",stage="announced"} 1"#,
+        r#"baton_failover_seconds_count{kind="port",stage="announced"} 1"#,
+        r#"baton_failovers_total{kind="port",reason="carrier_lost"} 1"#,
+        "baton_lease_remaining_seconds 0.048",
+        "baton_address_conflicts 0.0",
+        "baton_foreign_claims_total 0",
+        "baton_dropped_inputs_total 1",
+        "baton_dropped_reports_total 1",
+        r#"baton_diagnostics_total{what="malformed"} 9"#,
+        concat!("baton_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+    ] {
+        assert!(text.lines().any(|l| l == line), "no {line} in:\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    // A name is described once; otherwise Prometheus refuses the whole page.
+    let mut described: Vec<&str> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
+    let all = described.len();
+    described.sort_unstable();
+    described.dedup();
+    assert_eq!(described.len(), all, "{text}");
+}
+
+#[test]
+fn an_endless_lease_is_infinite() {
+    let (publisher, published) = published();
+    publisher.snapshot.send_replace(Arc::new(Snapshot { lease_ms: None, ..sample() }));
+    let text = Metrics::new(published).encode().expect("text");
+    // OpenMetrics 1.0 takes it in any case, with or without a sign.
+    assert!(text.contains("\nbaton_lease_remaining_seconds inf\n"), "{text}");
+}
+
+#[test]
+fn status_has_the_promised_shape() {
+    let (_publisher, published) = published();
+    let json = serde_json::to_value(published.status()).expect("JSON");
+    assert_eq!(json["node"], "fs1");
+    assert_eq!(json["incarnation"], 7);
+    assert_eq!(json["quorum"], true);
+    assert_eq!(json["lease_ms"], 48);
+    assert_eq!(json["nodes"][0]["load"], 0.25);
+    assert_eq!(json["ports"][0]["state"], "held");
+    assert_eq!(json["virtual_servers"][0]["epoch"], 3);
+    let back: Status = serde_json::from_value(json).expect("a status");
+    assert_eq!(back.snapshot, sample());
+    assert!(!back.stale());
+}
+
+#[test]
+fn silence_makes_it_stale() {
+    let (publisher, published) = published();
+    publisher.shared.beat.store((boot_time() - STALE_AFTER).0, Ordering::Relaxed);
+    assert!(published.status().stale());
+    publisher.beat();
+    assert!(!published.status().stale());
+}
+
+/// One request by hand; the answer's head and body.
+async fn get(address: std::net::SocketAddr, path: &str) -> (String, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn http_serves_metrics_status_and_an_index() {
+    let (_publisher, published) = published();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let server = tokio::spawn(serve(listener, metrics, published));
+    let (head, body) = get(address, "/metrics").await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        "{head}"
+    );
+    assert!(body.contains("baton_node_load"), "{body}");
+    let (head, body) = get(address, "/status.json").await;
+    assert!(head.contains("content-type: application/json"), "{head}");
+    assert!(serde_json::from_str::<Status>(&body).is_ok(), "{body}");
+    assert!(get(address, "/").await.1.contains("/status.json"));
+    assert!(get(address, "/nothing").await.0.starts_with("http/1.1 404"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_taken_once_it_is_free() {
+    let (_publisher, published) = published();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = other.local_addr().expect("an address");
+    let retry = Duration::from_millis(5);
+    let server = tokio::spawn(http::run_with(address, metrics, published, retry));
+    tokio::time::sleep(10 * retry).await;
+    assert!(!server.is_finished());
+    drop(other);
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(retry).await;
+    }
+    assert!(get(address, "/").await.0.starts_with("http/1.1 200"));
+    server.abort();
+}

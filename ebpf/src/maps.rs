@@ -1,0 +1,96 @@
+//! The maps. All but `REPORTED` are pinned by the agent and outlive it.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use baton_common::{
+    BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_PORTS, MAX_SERVERS, MAX_VIPS, Server, bucket4,
+    bucket6,
+};
+
+/// The virtual IPs, by counter slot.
+#[map]
+pub static VIPS: Array<baton_common::Vip> = Array::with_max_entries(MAX_VIPS, 0);
+/// For every hash of an IPv4 address, one more than the slot of the first virtual IP that has it.
+#[map]
+pub static BUCKETS4: Array<u32> = Array::with_max_entries(BUCKETS, 0);
+/// The same for IPv6.
+#[map]
+pub static BUCKETS6: Array<u32> = Array::with_max_entries(BUCKETS, 0);
+/// Serving marks of the virtual servers.
+#[map]
+pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);
+/// The lease; one entry.
+#[map]
+pub static LEASE: Array<Lease> = Array::with_max_entries(1, 0);
+/// Traffic of each virtual IP, by [`Vip::slot`].
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_VIPS, 0);
+/// What belongs to no virtual IP; one entry.
+#[map]
+pub static DIAGNOSTICS: PerCpuArray<Diagnostics> = PerCpuArray::with_max_entries(1, 0);
+/// MAC addresses of this node's ports, with the interface index of the port.
+#[map]
+pub static OWN_MACS: HashMap<[u8; 6], u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+/// Claims, as [`baton_common::Claim`].
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+/// When a claim of an address (IPv4 in the first four bytes) was last reported, on the boot-time clock in nanoseconds.
+#[map]
+pub static REPORTED: LruHashMap<[u8; 16], u64> = LruHashMap::with_max_entries(1024, 0);
+
+/// A virtual IP, as it was when it was looked up.
+#[derive(Clone, Copy)]
+pub struct Vip {
+    /// Its counters.
+    pub slot: u32,
+    /// Interface index of the port that it is bound to; 0: none.
+    pub port: u32,
+    /// Its virtual server.
+    pub server: u32,
+}
+
+/// The virtual IP at an IPv4 address.
+#[inline(always)]
+pub fn vip4(address: &[u8; 4]) -> Option<Vip> {
+    find(BUCKETS4.get(bucket4(*address))?, |vip| vip.address.first_chunk() == Some(address))
+}
+
+/// The virtual IP at an IPv6 address.
+#[inline(always)]
+pub fn vip6(address: &[u8; 16]) -> Option<Vip> {
+    find(BUCKETS6.get(bucket6(*address))?, |vip| vip.address == *address)
+}
+
+/// Walks a chain.
+#[inline(always)]
+fn find(first: &u32, is_wanted: impl Fn(&baton_common::Vip) -> bool) -> Option<Vip> {
+    let mut link = *first;
+    for _ in 0..MAX_CHAIN {
+        let slot = link.checked_sub(1)?;
+        let vip = VIPS.get(slot)?;
+        if is_wanted(vip) {
+            return Some(Vip { slot, port: vip.port, server: vip.server });
+        }
+        link = vip.next;
+    }
+    None
+}
+
+/// Changes this CPU's counters of a virtual IP.
+#[inline(always)]
+pub fn count(vip: Vip, change: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(vip.slot) {
+        // SAFETY: the entry belongs to this CPU, and no other program runs on it until this one returns or, where one
+        // interrupts it, an increment at most is lost.
+        change(unsafe { &mut *counters });
+    }
+}
+
+/// Changes this CPU's diagnostics.
+#[inline(always)]
+pub fn diagnose(change: impl FnOnce(&mut Diagnostics)) {
+    if let Some(diagnostics) = DIAGNOSTICS.get_ptr_mut(0) {
+        // SAFETY: as in `count`.
+        change(unsafe { &mut *diagnostics });
+    }
+}

@@ -1,0 +1,11 @@
+//! The real agent, end to end, in labs of network namespaces. A watcher on the wire is the judge, never the agent's own
+//! word: what it says of itself is only used to know when to look, and compared with the wire.
+
+mod bad_days;
+mod common;
+mod failover;
+mod leftovers;
+mod many;
+mod repair;
+mod restart;
+mod spread;
