@@ -162,18 +162,21 @@ pub async fn run(
     let mut failing = false;
     while let Some(event) = events.recv().await {
         metrics.event(&event);
+        if let EventKind::EffectFailed { effect, error } = &event.kind {
+            tracing::error!(effect, "{error}");
+        }
         let record = Arc::new(Record::now(event));
         match journal.append(&record) {
             Ok(()) if failing => {
                 failing = false;
-                tracing::warn!("the journal can be written again; the events between are only in the log");
+                tracing::warn!("the journal can be written again; the events between were not kept");
             }
             Ok(()) => {}
             Err(error) => {
                 metrics.journal_error();
                 if !failing {
                     failing = true;
-                    tracing::error!("{error}; events are not kept until then");
+                    tracing::error!("{error}; events are not kept until it can be written again");
                 }
             }
         }

@@ -79,7 +79,7 @@ async fn work(
             Err(e) if recording => {
                 recording = false;
                 tracing::error!(
-                    "{}: {e}; inputs are not recorded until then",
+                    "{}: {e}; inputs are not recorded until it can be written again",
                     state.join(super::record::FILE).display()
                 );
             }

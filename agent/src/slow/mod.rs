@@ -38,6 +38,12 @@ const INPUTS: usize = 256;
 /// Why the agent could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// Without these nothing works, and nothing has been touched.
+    #[error("not permitted: without {missing}; run as root, or give the process these capabilities")]
+    Privileges {
+        /// Names of the missing capabilities.
+        missing: String,
+    },
     /// A folder or a file of the system can't be used.
     #[error("{path}: {error}")]
     Path {
@@ -72,6 +78,7 @@ pub enum RunError {
 /// Everything that keeps it from starting; later, only a failure of the fast thread.
 pub fn run(loaded: Loaded) -> Result<(), RunError> {
     let Loaded { core: config, agent, .. } = loaded;
+    privileges()?;
     let state = &agent.paths.state;
     fs::create_dir_all(state).map_err(|error| RunError::Path { path: state.clone(), error })?;
     if let Some(dir) = agent.store.path.parent() {
@@ -159,6 +166,27 @@ async fn kernel_messages(logger: EbpfLogger<&'static dyn log::Log>) {
         guard.get_inner_mut().flush();
         guard.clear_ready();
     }
+}
+
+/// Are the capabilities there that nothing works without (capabilities(7))? CAP_SYS_ADMIN holds those for BPF.
+fn privileges() -> Result<(), RunError> {
+    const NEEDED: [(&str, u64); 4] = [
+        ("CAP_NET_ADMIN", 1 << 12),
+        ("CAP_NET_RAW", 1 << 13),
+        ("CAP_PERFMON", 1 << 38 | SYS_ADMIN),
+        ("CAP_BPF", 1 << 39 | SYS_ADMIN),
+    ];
+    const SYS_ADMIN: u64 = 1 << 21;
+    let path = PathBuf::from("/proc/thread-self/status");
+    let status = fs::read_to_string(&path).map_err(|error| RunError::Path { path, error })?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // What can't be read is left for the system calls to find out.
+    let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Ok(());
+    };
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(_, any)| effective & any == 0).map(|(name, _)| *name).collect();
+    if missing.is_empty() { Ok(()) } else { Err(RunError::Privileges { missing: missing.join(", ") }) }
 }
 
 /// Tells systemd that all is well for as long as the fast thread goes round.

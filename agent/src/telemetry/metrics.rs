@@ -64,7 +64,7 @@ impl Metrics {
         );
         registry.register(
             "baton_effects_failed",
-            "Effects that could not be carried out",
+            "Effects that could not be carried out; one that goes on failing counts once a minute",
             effects_failed.clone(),
         );
         registry.register(

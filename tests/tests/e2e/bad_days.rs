@@ -75,11 +75,13 @@ fn xdp_is_taken_on_a_port() -> Result<()> {
     let failed = agent.wait_event("effect_failed", LONG, |_| true)?;
     println!("event: {failed}\nlog: {}", agent.log());
     ensure!(failed["error"].as_str().is_some_and(|e| e.contains("p0")), "{failed}");
-    let events = agent.events()?.iter().filter(|e| e["event"] == "effect_failed").count();
-    // It is tried again all the time, but not told all the time.
+    // It is tried again every second, but not told every second.
     std::thread::sleep(Duration::from_secs(3));
-    let later = agent.events()?.iter().filter(|e| e["event"] == "effect_failed").count();
-    println!("effect_failed: {events}, 3 s later {later}");
+    let times = agent.events()?.iter().filter(|e| e["event"] == "effect_failed").count();
+    ensure!(times == 1, "told {times} times");
+    ensure!(agent.log().contains("p0 already has an XDP program"), "{}", agent.log());
+    let attached = agent.port_status("p0")?;
+    ensure!(attached["state"] == "down" && attached["carrier"] == true, "{attached}");
     // The other program goes: the port is used.
     drop(occupant);
     wait_state(&agent, "p0", "good")?;
@@ -159,6 +161,7 @@ fn the_disk_is_full() -> Result<()> {
     for address in config.addresses() {
         agent.wait_served_by(client(&lab)?, address, p0, LONG)?;
     }
+    println!("log: {}", agent.log());
     each_on_one_port(&lab, &config.addresses()).map(drop)
 }
 
@@ -194,7 +197,10 @@ fn notifications_are_lost() -> Result<()> {
     agent.wait_event("address_conflict", LONG, |e| e["interface"] == "other")?;
     for address in &addresses {
         wait_moved(&lab, *address, lab.port("fs1", "p0")?)?;
+        holder(&lab, *address)?;
     }
+    other.delete_address("10.0.0.12/24".parse()?)?;
+    agent.wait_event("address_conflict_over", LONG, |e| e["interface"] == "other")?;
     each_on_one_port(&lab, &addresses)?;
     let rules = || {
         crate::repair::iproute(node, "rule show").is_ok_and(|t| t.contains("from 10.0.0.0/24 lookup 9800"))

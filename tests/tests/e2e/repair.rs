@@ -52,15 +52,49 @@ fn a_deleted_address_comes_back() -> Result<()> {
 fn all_addresses_of_an_interface_flushed() -> Result<()> {
     let lab = lab("flushed", 2, Cable::EventsAtOnce)?;
     let config = config(2).server("projects", &BOTH).server("homes", &["10.0.0.11/24", "10.0.0.12/24"]);
-    let _agent = serve(&lab, &config)?;
+    let agent = serve(&lab, &config)?;
     for interface in ["p0", "p1"] {
         // It may give up, for addresses come back faster than it looks.
         lab.host("fs1")?.run("ip", ["address", "flush", "dev", interface, "scope", "global"])?;
     }
     for address in config.addresses() {
+        agent.wait_served(client(&lab)?, address, LONG)?;
         wait_configured_once(&lab, address, holder(&lab, address)?)?;
     }
+    for failed in agent.events()?.iter().filter(|e| e["event"] == "effect_failed") {
+        println!("{failed}");
+    }
     each_on_one_port(&lab, &config.addresses()).map(drop)
+}
+
+/// With its last IPv4 address an interface loses all its routes, and the kernel tells nobody.
+#[test]
+fn the_only_address_of_the_only_port() -> Result<()> {
+    let lab = lab("only", 1, Cable::EventsAtOnce)?;
+    let node = lab.host("fs1")?;
+    let first = config(1).server("projects", &["10.0.0.10/24"]);
+    let mut agent = serve(&lab, &first)?;
+    let p0 = lab.port("fs1", "p0")?;
+    for _ in 0..5 {
+        p0.delete_address(IpNet::from(first.addresses()[0]))?;
+        agent.wait_served(client(&lab)?, first.addresses()[0], LONG)?;
+        // Still there when all that follows is over.
+        std::thread::sleep(Duration::from_millis(100));
+        wait_configured_once(&lab, first.addresses()[0], p0)?;
+        holder(&lab, first.addresses()[0])?;
+    }
+    // It gets another one by the configuration.
+    for n in 20..23 {
+        let next = config(1).server("projects", &[&format!("10.0.0.{n}/24")]);
+        node.write(baton_lab::agent::CONFIG_FILE, &next.text())?;
+        agent.terminate(LONG)?;
+        agent.start_again()?;
+        agent.wait_served(client(&lab)?, next.addresses()[0], LONG)?;
+        crate::restart::wait_started(&agent, n as usize - 18)?;
+        holder(&lab, next.addresses()[0])?;
+    }
+    ensure!(client(&lab)?.holders(first.addresses()[0], WINDOW)?.is_empty());
+    Ok(())
 }
 
 #[test]

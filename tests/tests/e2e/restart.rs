@@ -242,6 +242,8 @@ fn restarted_with_another_configuration() -> Result<()> {
     let second =
         config(2).server("projects", &["10.0.0.10/24"]).server("new", &["10.0.0.20/24", "10.0.0.21/24"]);
     node.write(baton_lab::agent::CONFIG_FILE, &second.text())?;
+    // Unplugged, as a port that is no longer used: the kernel would answer there for any address of the node.
+    lab.port("fs1", "p2")?.cut()?;
     agent.start_again()?;
     for address in second.addresses() {
         agent.wait_served(client(&lab)?, address, LONG)?;

@@ -41,6 +41,8 @@ const REPAIR_AFTER: Duration = Duration::from_secs(1);
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 /// A foreign host that has not claimed an address for this long is no longer in conflict.
 const CLAIM_EXPIRES: Duration = Duration::from_secs(60);
+/// What fails in the same way all the time is told once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Half-life of measured rates.
 const RATE_HALF_LIFE: Duration = Duration::from_secs(30);
 
@@ -68,6 +70,8 @@ pub struct Machine {
     repeats: announce::Repeats,
     conflicts: Vec<Conflict>,
     repair_at: Option<Time>,
+    /// Failures that were told not long ago: the effect, its error, when.
+    told: BTreeMap<String, (String, Time)>,
     /// How much of the exponential weights the samples so far make up: near 0 at first, later 1.
     sampled: f64,
     failovers: u64,
@@ -227,6 +231,7 @@ impl Machine {
     /// Configures and announces an address that somebody else removed.
     fn put_back(&mut self, address: IpAddr, ifindex: IfIndex) {
         self.add(address, ifindex);
+        self.steer_again(address, ifindex);
         self.announce(address, ifindex);
         let interface = self.interface(ifindex);
         self.event(EventKind::AddressDeleted { address, interface });
@@ -241,6 +246,19 @@ impl Machine {
         if self.assigned.remove(&(address, ifindex)) {
             self.removing.push((address, ifindex));
             self.out.push(Effect::RemoveAddress(ifindex, address));
+            if !self.assigned.iter().any(|(a, i)| *i == ifindex && a.is_ipv4()) {
+                self.steer_again(address, ifindex);
+            }
+        }
+    }
+
+    /// An interface that loses its last IPv4 address loses all its IPv4 routes, and the kernel tells nobody (fib_disable_ip,
+    /// net/ipv4/fib_frontend.c): asks for them anew.
+    fn steer_again(&mut self, address: IpAddr, ifindex: IfIndex) {
+        let Some(segment) = self.port_of(ifindex).map(|p| self.ports[p].segment.clone()) else { return };
+        let steered = self.steered.get(&segment).filter(|ports| ports.contains(&ifindex)).cloned();
+        if let (IpAddr::V4(_), Some(ports)) = (address, steered) {
+            self.out.push(Effect::Steer { segment, ports });
         }
     }
 
@@ -337,8 +355,17 @@ impl Machine {
         self.event(EventKind::Serving { server: name.to_owned(), epoch: owner.epoch });
     }
 
+    fn tell_failure(&mut self, effect: String, error: String) {
+        let now = self.now;
+        self.told.retain(|_, (_, at)| now < *at + TELL_AGAIN);
+        if self.told.get(&effect).is_none_or(|(known, _)| *known != error) {
+            self.told.insert(effect.clone(), (error.clone(), now));
+            self.event(EventKind::EffectFailed { effect, error });
+        }
+    }
+
     fn failed(&mut self, effect: Effect, error: String) {
-        self.event(EventKind::EffectFailed { effect: format!("{effect:?}"), error });
+        self.tell_failure(format!("{effect:?}"), error);
         match effect {
             Effect::Attach(ifindex, _) => self.attach_failed(ifindex),
             Effect::AddAddress(ifindex, address) => {
@@ -426,10 +453,15 @@ impl Machine {
     }
 
     fn link_gone(&mut self, ifindex: IfIndex) {
-        self.names.remove(&ifindex);
         self.assigned.retain(|a| a.1 != ifindex);
         self.removing.retain(|r| r.1 != ifindex);
-        self.conflicts.retain(|c| c.mac.is_some() || c.ifindex != ifindex);
+        let interface = self.interface(ifindex);
+        self.names.remove(&ifindex);
         self.port_gone(ifindex, Reason::InterfaceGone);
+        let over = |c: &Conflict| c.mac.is_none() && c.ifindex == ifindex;
+        for conflict in self.conflicts.extract_if(.., |c| over(c)).collect::<Vec<_>>() {
+            let (address, interface) = (conflict.address, interface.clone());
+            self.event(EventKind::AddressConflictOver { address, interface });
+        }
     }
 }

@@ -139,6 +139,9 @@ impl Machine {
         self.ports[p].read = None;
         self.ports[p].speed = None;
         self.judge_for(p, Some(reason));
+        // The kernel sets an interface down before it deletes it, so the verdict often speaks of that alone.
+        let interface = self.ports[p].interface.clone();
+        self.event(EventKind::InterfaceAbsent { interface });
     }
 
     pub(super) fn carrier_read(&mut self, ifindex: IfIndex, carrier: bool) {

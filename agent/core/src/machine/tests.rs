@@ -301,6 +301,7 @@ fn an_address_that_somebody_removes_comes_back() {
         m.handle(S, Input::AddressRemoved(ours(A, "10.0.0.10"))),
         [
             Effect::AddAddress(A, ip("10.0.0.10")),
+            steer(&[A, B]), // the routes may have gone with it, unannounced
             Effect::Announce(A, ip("10.0.0.10")),
             Effect::Event(Event { at: S, failover: None, kind: deleted }),
         ]
@@ -475,6 +476,7 @@ fn lost_notifications_lead_to_the_truth() {
             steer(&[A]),
             Effect::RemoveAddress(B, ip("10.0.0.11")),
             Effect::AddAddress(A, ip("10.0.0.10")),
+            steer(&[A]),
             Effect::Announce(A, ip("10.0.0.10")),
         ]
     );

@@ -79,6 +79,18 @@ impl Kernel {
         if !kernel_at_least(major, minor) {
             return Err(KernelError::TooOld { oldest: OLDEST_KERNEL });
         }
+        let fresh = !bpffs_dir.exists();
+        let opened = Self::load(bpffs_dir, hooks);
+        if opened.is_err()
+            && fresh
+            && let Err(error) = remove_all(bpffs_dir)
+        {
+            tracing::warn!(%error, "what was pinned so far is left");
+        }
+        opened
+    }
+
+    fn load(bpffs_dir: &Path, hooks: Hooks) -> Result<Self, KernelError> {
         let maps_dir = bpffs::prepare(bpffs_dir)?;
 
         let pins = PINNED_MAPS.map(|name| (name, maps_dir.join(name)));
