@@ -21,13 +21,19 @@ pub enum CleanError {
     Netlink(#[source] io::Error),
     /// Programs or maps could not be removed.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(Box<KernelError>),
     /// The saved settings can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A setting could not be restored.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+}
+
+impl From<KernelError> for CleanError {
+    fn from(error: KernelError) -> CleanError {
+        CleanError::Kernel(Box::new(error))
+    }
 }
 
 /// What was taken away.

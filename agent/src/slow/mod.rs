@@ -60,7 +60,7 @@ pub enum RunError {
     Store(#[from] StoreError),
     /// The kernel programs can't be used.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(Box<KernelError>),
     /// The fast thread could not start, or has failed.
     #[error(transparent)]
     Fast(#[from] FastError),
@@ -70,6 +70,12 @@ pub enum RunError {
     /// Threads or signals are not to be had.
     #[error("starting: {0}")]
     Start(#[source] io::Error),
+}
+
+impl From<KernelError> for RunError {
+    fn from(error: KernelError) -> RunError {
+        RunError::Kernel(Box::new(error))
+    }
 }
 
 /// Runs the agent until SIGTERM or SIGINT. What it serves stays served: the next agent takes it over.

@@ -100,9 +100,7 @@ impl Machine {
             }
             self.repeats.soon(self.now, address);
         }
-        for address in bound {
-            self.remove_elsewhere(address, ifindex);
-        }
+        self.remove(bound.into_iter().flat_map(|a| self.elsewhere(a, ifindex)).collect());
     }
 
     /// Served addresses whose port is worse than the best of their segment, and the port each should go to.
@@ -195,11 +193,8 @@ impl Machine {
             to.iter().for_each(|&(a, i)| self.announce(a, i));
             self.steer(segment); // once: the second time nothing has changed
         }
-        for &(address, p) in moves {
-            if let Some(ifindex) = self.ports[p].ifindex() {
-                self.remove_elsewhere(address, ifindex);
-            }
-        }
+        let now = moves.iter().filter_map(|&(address, p)| Some((address, self.ports[p].ifindex()?)));
+        self.remove(now.flat_map(|(address, ifindex)| self.elsewhere(address, ifindex)).collect());
     }
 
     pub(super) fn permit(&mut self, address: IpAddr) {
@@ -209,10 +204,10 @@ impl Machine {
         self.out.push(Effect::Permit { address, server, port });
     }
 
-    fn remove_elsewhere(&mut self, address: IpAddr, here: IfIndex) {
+    /// Where an address is besides here.
+    fn elsewhere(&self, address: IpAddr, here: IfIndex) -> impl Iterator<Item = (IpAddr, IfIndex)> + use<'_> {
         let all = (address, IfIndex(0))..=(address, IfIndex(u32::MAX));
-        let others: Vec<_> = self.assigned.range(all).copied().filter(|a| a.1 != here).collect();
-        others.into_iter().for_each(|(a, i)| self.remove(a, i));
+        self.assigned.range(all).copied().filter(move |a| a.1 != here)
     }
 
     /// Asks for the segment's routes if they are to change: the usable ports, best first; where there are none, all

@@ -231,7 +231,9 @@ impl Machine {
     /// Configures and announces an address that somebody else removed.
     fn put_back(&mut self, address: IpAddr, ifindex: IfIndex) {
         self.add(address, ifindex);
-        self.steer_again(address, ifindex);
+        if address.is_ipv4() {
+            self.steer_again(ifindex);
+        }
         self.announce(address, ifindex);
         let interface = self.interface(ifindex);
         self.event(EventKind::AddressDeleted { address, interface });
@@ -242,22 +244,28 @@ impl Machine {
         self.out.push(Effect::AddAddress(ifindex, address));
     }
 
-    fn remove(&mut self, address: IpAddr, ifindex: IfIndex) {
-        if self.assigned.remove(&(address, ifindex)) {
-            self.removing.push((address, ifindex));
-            self.out.push(Effect::RemoveAddress(ifindex, address));
-            if !self.assigned.iter().any(|(a, i)| *i == ifindex && a.is_ipv4()) {
-                self.steer_again(address, ifindex);
+    /// Removes addresses of ours from where they are.
+    fn remove(&mut self, gone: Vec<(IpAddr, IfIndex)>) {
+        let mut left = BTreeSet::new();
+        for (address, ifindex) in gone {
+            if self.assigned.remove(&(address, ifindex)) {
+                self.removing.push((address, ifindex));
+                self.out.push(Effect::RemoveAddress(ifindex, address));
+                if address.is_ipv4() {
+                    left.insert(ifindex);
+                }
             }
         }
+        left.retain(|left| !self.assigned.iter().any(|(a, i)| i == left && a.is_ipv4()));
+        left.into_iter().for_each(|i| self.steer_again(i));
     }
 
     /// An interface that loses its last IPv4 address loses all its IPv4 routes, and the kernel tells nobody (fib_disable_ip,
     /// net/ipv4/fib_frontend.c): asks for them anew.
-    fn steer_again(&mut self, address: IpAddr, ifindex: IfIndex) {
+    fn steer_again(&mut self, ifindex: IfIndex) {
         let Some(segment) = self.port_of(ifindex).map(|p| self.ports[p].segment.clone()) else { return };
         let steered = self.steered.get(&segment).filter(|ports| ports.contains(&ifindex)).cloned();
-        if let (IpAddr::V4(_), Some(ports)) = (address, steered) {
+        if let Some(ports) = steered {
             self.out.push(Effect::Steer { segment, ports });
         }
     }
@@ -340,7 +348,7 @@ impl Machine {
             None => !self.vips.contains_key(&a),
         };
         let wrong: Vec<_> = self.assigned.iter().copied().filter(left).collect();
-        wrong.iter().for_each(|&(a, i)| self.remove(a, i));
+        self.remove(wrong);
     }
 
     fn owned(&mut self, name: &str, owner: Owner) {

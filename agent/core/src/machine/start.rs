@@ -47,8 +47,9 @@ impl Machine {
         // addresses stay until they are.
         let strangers: Vec<_> =
             self.assigned.iter().copied().filter(|(a, _)| !self.vips.contains_key(a)).collect();
-        strangers.iter().for_each(|&(a, i)| self.remove(a, i));
-        self.event(EventKind::Started { incarnation, adopted, removed: strangers.len() });
+        let removed = strangers.len();
+        self.remove(strangers);
+        self.event(EventKind::Started { incarnation, adopted, removed });
         found.addresses.iter().filter(|a| !a.ours).for_each(|a| self.address_added(*a));
         let absent: Vec<_> =
             self.ports.iter().filter(|p| p.ifindex().is_none()).map(|p| p.interface.clone()).collect();
