@@ -9,9 +9,9 @@ use crate::report::{Report, Row};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --text: #1c2024; --back: #fff; --quiet: #667; --grid: #dde; --card: #f6f7f9;
-  --floor: #7a7f87; --baton: #0b69d4; --keepalived: #c2570c; }
+  --floor: #7a7f87; --baton: #0b69d4; --keepalived: #c2570c; --ports: #8a4fbf; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --back: #14171a; --quiet: #9aa; --grid: #333a42;
-  --card: #1c2126; --floor: #a0a7b0; --baton: #5aa9ff; --keepalived: #ff9d52; } }
+  --card: #1c2126; --floor: #a0a7b0; --baton: #5aa9ff; --keepalived: #ff9d52; --ports: #c79bf2; } }
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 2rem auto;
   max-width: 75rem; padding: 0 1rem; }
 section { background: var(--card); border-radius: 8px; padding: 1rem; margin: 1rem 0; overflow-x: auto; }
@@ -21,6 +21,7 @@ svg text { font-size: 11px; fill: var(--quiet); } .grid { stroke: var(--grid); }
 .line { fill: none; stroke: currentColor; stroke-width: 2; }
 .area { fill: currentColor; fill-opacity: .18; stroke: currentColor; stroke-width: 1.2; }
 .floor { color: var(--floor); } .baton { color: var(--baton); } .keepalived { color: var(--keepalived); }
+.keepalived_ports { color: var(--ports); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { padding: .15rem .7rem; text-align: right; }
 td:first-child, th:first-child { text-align: left; font-weight: 600; } th { color: var(--quiet); font-weight: 400; }
 .void { border-left: 4px solid #d33; padding-left: .6rem; } ul { margin: .5rem 0; padding-left: 1.2rem; }

@@ -109,13 +109,13 @@ impl Report {
                 let _ = writeln!(text, "\n{} | {} | {} ({})", of.0, of.1, of.2, row.unit);
                 let _ = writeln!(
                     text,
-                    "  {:<12}{:>7}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}",
+                    "  {:<18}{:>7}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}",
                     "system", "n", "min", "p50", "p90", "p99", "p99.9", "max"
                 );
                 group = Some(of);
             }
             let figures = [row.min, row.p50, row.p90, row.p99, row.p999, row.max];
-            let _ = write!(text, "  {:<12}{:>7}", row.system, row.n);
+            let _ = write!(text, "  {:<18}{:>7}", row.system, row.n);
             for figure in figures {
                 let _ = write!(text, "{figure:>11.1}");
             }

@@ -57,7 +57,7 @@ impl Phase {
 
 /// Cuts the port that holds the address and measures; restores the port in any case.
 pub fn measure(lab: &Lab, node: &Node, phase: &mut Phase) -> Result<Sample> {
-    let port = node.holder(lab)?;
+    let port = node.known_holder(lab)?;
     let probe = Probe::start(lab.host("client")?, node.target(), INTERVAL, Some(CLIENT_PRIORITY))?;
     probe.wait_for_replies(REPLIES, Duration::ZERO, LIMIT).with_context(|| node.system.complaint())?;
     let steady = clock::now();

@@ -1,12 +1,16 @@
-//! keepalived (Debian's package) at its fastest for this job, as far as tried.
+//! keepalived (Debian's package), in two arrangements.
 //!
 //! keepalived knows no move between two ports of a node: a VRRP instance has one interface. So there are two instances on
-//! the node, one for each port, each with the same virtual IP on its own port. Run over the ports themselves they hear of
-//! each other's end only by silence: three intervals, 33 ms at the least interval of 10 ms, as an instance whose interface
-//! is down can't say goodbye. It is faster when the instances run over a cable of their own, which stays up (`p2` and `p3`), and
-//! follow the port by `track_interface`: the instance of the failed port goes to FAULT, says goodbye (priority 0), and
-//! the other one takes over after its skew time, which the highest priorities make short. `nopreempt`, so that the address stays until the next fault. Real-time
-//! priority, no delayed second announcement.
+//! the node, one for each port, each with the same virtual IP on its own port. `nopreempt`, so that the address stays
+//! until the next fault; the least interval of 10 ms; real-time priority; no syslog (without a daemon keepalived writes to
+//! /dev/console, and a slow one stops a CPU for milliseconds).
+//!
+//! [`Over::Ports`], the plain one: the instances talk over the ports themselves. An instance whose interface is down can't say
+//! goodbye, so the other one waits for three silent intervals: 33 ms.
+//!
+//! [`Over::Cable`], the fastest one found: the instances talk over a cable of their own, which stays up (`p2` and
+//! `p3`), and follow the port by `track_interface`. The instance of the failed port goes to FAULT and says goodbye
+//! (priority 0), and the other one takes over after its skew time, a fraction of a millisecond with the highest priorities.
 //!
 //! The reply is steered as for the other systems: one rule with the address (`virtual_rules`), a table for each port.
 
@@ -21,10 +25,26 @@ use super::{Place, SUBNET, System, prepare};
 const CONFIGURATION: &str = "/run/keepalived.conf";
 const TABLES: [u32; 2] = [1001, 1002];
 
+/// What the two instances talk over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// A cable of their own.
+    Cable,
+    /// The ports.
+    Ports,
+}
+
 /// keepalived with its two instances.
-#[derive(Default)]
 pub struct Keepalived {
+    over: Over,
     process: Option<Process>,
+}
+
+impl Keepalived {
+    /// Not started.
+    pub fn new(over: Over) -> Keepalived {
+        Keepalived { over, process: None }
+    }
 }
 
 impl System for Keepalived {
@@ -36,14 +56,17 @@ impl System for Keepalived {
         }
         for (port, address) in [("p2", "192.168.77.1/24"), ("p3", "192.168.77.2/24")] {
             lab.port(&place.host, port)?.add_address(address.parse()?)?;
+        }
+        for port in ["p0", "p1", "p2", "p3"] {
             // Both ends are this host: the kernel would drop its own source address.
             host.set_sysctl(&format!("net/ipv4/conf/{port}/accept_local"), "1")?;
             host.set_sysctl(&format!("net/ipv4/conf/{port}/rp_filter"), "0")?;
         }
         host.set_sysctl("net/ipv4/conf/all/rp_filter", "0")?;
-        host.write(CONFIGURATION, &configuration(place))?;
+        host.write(CONFIGURATION, &configuration(place, self.over))?;
         let mut command = Command::new("keepalived");
-        command.args(["--dont-fork", "--log-console", "--vrrp", "--use-file", CONFIGURATION]);
+        // Without a syslog daemon it would write to /dev/console, which may be slow enough to stop a CPU for milliseconds.
+        command.args(["--dont-fork", "--no-syslog", "--log-console", "--vrrp", "--use-file", CONFIGURATION]);
         command.args(["--pid", "/run/keepalived.pid", "--vrrp_pid", "/run/vrrp.pid"]);
         let process = host.spawn(command).context("keepalived is Debian's: apt-get install keepalived")?;
         ensure!(process.pid() != 0);
@@ -60,28 +83,29 @@ impl System for Keepalived {
     }
 }
 
-fn configuration(place: &Place) -> String {
+fn configuration(place: &Place, over: Over) -> String {
     let instance = |number: usize, priority: u8| {
-        let (port, own, table) = (format!("p{number}"), format!("p{}", number + 2), TABLES[number]);
+        let (port, table) = (format!("p{number}"), TABLES[number]);
         let (me, peer) = (number + 1, 2 - number);
+        let transport = match over {
+            Over::Ports => format!("interface {port}"),
+            Over::Cable => format!(
+                "interface p{}\n    unicast_src_ip 192.168.77.{me}\n    unicast_peer {{\n        192.168.77.{peer}\n    }}\n    \
+                 track_interface {{\n        {port}\n    }}",
+                number + 2
+            ),
+        };
         let vip = place.vip;
         format!(
             r#"
 vrrp_instance port{number} {{
-    interface {own}
+    {transport}
     state BACKUP
     nopreempt
     virtual_router_id 77
     priority {priority}
     advert_int 0.01
     version 3
-    unicast_src_ip 192.168.77.{me}
-    unicast_peer {{
-        192.168.77.{peer}
-    }}
-    track_interface {{
-        {port}
-    }}
     garp_master_delay 0
     virtual_ipaddress {{
         {vip}/32 dev {port}

@@ -14,6 +14,8 @@ use baton_lab::{Cable, HostSpec, Lab};
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
 
+use keepalived::{Keepalived, Over};
+
 /// The subnet of the lab.
 pub const SUBNET: &str = "10.77.0.0/16";
 
@@ -46,6 +48,8 @@ pub enum Kind {
     Baton,
     /// keepalived with track_interface at its fastest.
     Keepalived,
+    /// keepalived in the plain arrangement.
+    KeepalivedPorts,
 }
 
 impl Kind {
@@ -55,6 +59,7 @@ impl Kind {
             Kind::Floor => "floor",
             Kind::Baton => "baton",
             Kind::Keepalived => "keepalived",
+            Kind::KeepalivedPorts => "keepalived_ports",
         }
     }
 
@@ -63,7 +68,8 @@ impl Kind {
         match self {
             Kind::Floor => Box::new(floor::Floor::default()),
             Kind::Baton => Box::new(baton::Baton::default()),
-            Kind::Keepalived => Box::new(keepalived::Keepalived::default()),
+            Kind::Keepalived => Box::new(Keepalived::new(Over::Cable)),
+            Kind::KeepalivedPorts => Box::new(Keepalived::new(Over::Ports)),
         }
     }
 }
@@ -95,7 +101,7 @@ impl Place {
             Cable::DelayedEvents => spec.delayed_ports("lab", 2),
         };
         let spec = match self.kind {
-            Kind::Keepalived => spec.ports("vrrp", 2),
+            Kind::Keepalived | Kind::KeepalivedPorts => spec.ports("vrrp", 2),
             Kind::Floor | Kind::Baton => spec,
         };
         let own = |last: u8| format!("10.77.{}.{last}/16", self.number);
