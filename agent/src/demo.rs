@@ -225,12 +225,12 @@ impl<'a> Demo<'a> {
     fn show_stages(&self) -> Result<()> {
         let events = self.ask(&["events", "--json"])?;
         let records = events.lines().filter_map(|l| serde_json::from_str::<Record>(l).ok());
-        let last = records.filter_map(|r| match r.event.kind {
+        let mut told = records.filter_map(|r| match r.event.kind {
             EventKind::FailoverDone { addresses, stages, .. } => Some((addresses, stages)),
             EventKind::AddressDeleted { .. } => Some((1, Default::default())),
             _ => None,
         });
-        match last.last() {
+        match told.next_back() {
             Some((addresses, stages)) if !stages.is_empty() => {
                 let stage = |s: Stage| stages.get(&s).map_or(0.0, |seconds| seconds * 1e6);
                 say(&format!(

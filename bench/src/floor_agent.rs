@@ -1,5 +1,5 @@
 //! The floor: the least that a user-space program can do about a lost port. It waits for the link event, deletes the
-//! address and adds it to the other port, turns the address's routing table to that port, and sends the two gratuitous ARPs. Blocking netlink,
+//! address and adds it to the other port, sends the two gratuitous ARPs, and turns the address's routing table to that port. Blocking netlink,
 //! SCHED_FIFO, one thread, no state, no check, no hold-down. What Baton does beyond this is its price.
 
 use std::net::Ipv4Addr;
@@ -67,8 +67,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         let next = 1 - current;
         netlink.delete_address(ports[current].index, vip)?;
         netlink.add_address(ports[next].index, vip)?;
-        netlink.set_route(subnet, ports[next].index, None, TABLE)?;
         announce(&ports[next]);
+        // In time: the client's next packet has yet to come.
+        netlink.set_route(subnet, ports[next].index, None, TABLE)?;
         current = next;
     }
 }

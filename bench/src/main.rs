@@ -9,6 +9,7 @@ mod node;
 mod port_failover;
 mod report;
 mod run;
+mod scale;
 mod system;
 mod xdp_cost;
 
@@ -20,6 +21,8 @@ use clap::Parser;
 enum Command {
     /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
     PortFailover(port_failover::Arguments),
+    /// What grows with the number of addresses, and what must not; what an idle agent costs.
+    Scale(scale::Arguments),
     /// Nanoseconds per packet of the kernel programs, above an empty program.
     XdpCost(xdp_cost::Options),
     /// The floor's own process; started by `port-failover`.
@@ -33,6 +36,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::Scale(arguments) => scale::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),
         Command::FloorAgent(arguments) => floor_agent::main(&arguments),
         Command::Spin => load::spin(),

@@ -12,7 +12,8 @@ use crate::system::{Kind, Place, System};
 
 /// The echo's UDP port.
 const ECHO_PORT: u16 = 7777;
-/// SCHED_FIFO priority of client and echo: a busy machine shall measure the system, not its client. Below the systems.
+/// SCHED_FIFO priority of client and echo: a busy machine shall measure the system, not its client. Below the systems: the
+/// scheduler then wakes the client on the other CPU, instead of letting it wait for the end of a system call that it can't preempt.
 pub const CLIENT_PRIORITY: i32 = 10;
 /// How long a system may take to serve its address before that is a failure.
 const SERVED_WITHIN: Duration = Duration::from_secs(10);

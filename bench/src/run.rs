@@ -16,8 +16,8 @@ const BASELINE: Duration = Duration::from_millis(15);
 const REPLIES: usize = 30;
 /// How long a failover may take.
 const LIMIT: Duration = Duration::from_secs(8);
-/// A client whose own sending paused for so long around the fault, or whose baseline gap was so long, has stalled:
-/// its outage says more of the machine than of the system.
+/// A client that did not send for so long at either end of its outage, or whose baseline gap was so long, has stalled:
+/// what it saw says more of the machine than of the system.
 const STALL: Duration = Duration::from_millis(1);
 
 /// What one run measured.
@@ -87,7 +87,7 @@ fn observe(node: &Node, port: &Port, probe: Probe, steady: Duration, cut: Durati
     let end = clock::now();
     let gap = result.longest_gap(cut, end).context("no replies around the cut")?;
     let baseline = result.longest_gap_within(steady, cut).context("no replies before the cut")?.length();
-    let pause = result.longest_pause(cut - INTERVAL, gap.to).map_or(Duration::ZERO, |pause| pause.length());
+    let pause = result.pause_at_ends(&gap);
     let event = event();
     Ok(Sample {
         outage: gap.length(),

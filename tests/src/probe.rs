@@ -81,6 +81,10 @@ pub struct Gap {
     pub from: Duration,
     /// The first reply after it.
     pub to: Duration,
+    /// Number of the datagram that the last reply before it answered.
+    pub before: u64,
+    /// Number of the datagram that the first reply after it answered.
+    pub after: u64,
 }
 
 impl Gap {
@@ -175,14 +179,24 @@ impl Drop for Probe {
 impl ProbeResult {
     /// The longest time between two successive replies that overlaps `from..to`.
     pub fn longest_gap(&self, from: Duration, to: Duration) -> Option<Gap> {
-        let gaps = self.received.windows(2).map(|pair| Gap { from: pair[0].1, to: pair[1].1 });
-        gaps.filter(|gap| gap.to >= from && gap.from <= to).max_by_key(Gap::length)
+        self.gaps().filter(|gap| gap.to >= from && gap.from <= to).max_by_key(Gap::length)
     }
 
     /// The longest time between two successive replies that both arrived in `from..to`.
     pub fn longest_gap_within(&self, from: Duration, to: Duration) -> Option<Gap> {
-        let gaps = self.received.windows(2).map(|pair| Gap { from: pair[0].1, to: pair[1].1 });
-        gaps.filter(|gap| gap.from >= from && gap.to <= to).max_by_key(Gap::length)
+        self.gaps().filter(|gap| gap.from >= from && gap.to <= to).max_by_key(Gap::length)
+    }
+
+    /// How long the client itself did not send at the two ends of `gap`: after the last datagram that was answered before it, or
+    /// before the first that was answered after it, whichever is longer. A gap owes so much to the client; a pause in its middle changes nothing.
+    pub fn pause_at_ends(&self, gap: &Gap) -> Duration {
+        let sent = |number: u64| self.sent.get(usize::try_from(number).ok()?).copied();
+        let pause = |first: Option<u64>| {
+            let first = first?;
+            Some(sent(first + 1)?.saturating_sub(sent(first)?))
+        };
+        let ends = [pause(Some(gap.before)), pause(gap.after.checked_sub(1))];
+        ends.into_iter().flatten().max().unwrap_or_default()
     }
 
     /// Datagrams that were sent and not answered.
@@ -190,10 +204,11 @@ impl ProbeResult {
         self.sent.len().saturating_sub(self.received.len())
     }
 
-    /// The longest time between two successive datagrams that overlaps `from..to`: how much of a gap is the client's own.
-    pub fn longest_pause(&self, from: Duration, to: Duration) -> Option<Gap> {
-        let gaps = self.sent.windows(2).map(|pair| Gap { from: pair[0], to: pair[1] });
-        gaps.filter(|gap| gap.to >= from && gap.from <= to).max_by_key(Gap::length)
+    fn gaps(&self) -> impl Iterator<Item = Gap> {
+        self.received.windows(2).map(|pair| {
+            let ((before, from), (after, to)) = (pair[0], pair[1]);
+            Gap { from, to, before, after }
+        })
     }
 }
 
@@ -285,4 +300,24 @@ fn lock(shared: &Shared) -> MutexGuard<'_, ProbeResult> {
 
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LabError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).context(|| format!("start thread {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_and_the_clients_own_part_in_them() {
+        let ms = Duration::from_millis;
+        // Number 3 is sent late and lost with 4; 5 is the first that is answered again.
+        let sent = [0, 1, 2, 8, 9, 10, 11].map(ms).to_vec();
+        let received =
+            [(0, 0), (1, 1), (2, 2), (5, 10), (6, 11)].map(|(number, at)| (number, ms(at))).to_vec();
+        let result = ProbeResult { sent, received };
+        let gap = Gap { from: ms(2), to: ms(10), before: 2, after: 5 };
+        assert_eq!(result.longest_gap(ms(3), ms(4)), Some(gap));
+        assert_eq!(result.longest_gap_within(ms(0), ms(5)).map(|gap| gap.length()), Some(ms(1)));
+        assert_eq!(result.pause_at_ends(&gap), ms(6));
+        assert_eq!(result.lost(), 2);
+    }
 }

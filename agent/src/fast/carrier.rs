@@ -1,23 +1,27 @@
-//! Reads the carrier of every port each millisecond, on a thread of its own.
+//! Reads the carrier of every ordinary NIC each millisecond, on a thread of its own.
 //!
-//! The kernel holds the event of an ordinary NIC for up to a second (linkwatch, net/core/link_watch.c); the attribute
-//! tells at once. The read may have to wait for the kernel's RTNL lock, so this thread must not be SCHED_FIFO: it
+//! The kernel holds the event of an ordinary NIC for up to a second (`linkwatch_urgent_event`, net/core/link_watch.c);
+//! the attribute tells at once. It holds no event of a device that lies on another one (VLAN, macvlan, veth: their `iflink` is
+//! another interface); those are only read now and then, for a wake each millisecond is the dearest thing that an idle
+//! agent does. The read may have to wait for the kernel's RTNL lock, so this thread must not be SCHED_FIFO: it
 //! would keep the holder from running. It decides nothing: it tells core each change.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use baton_core::IfIndex;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Time between reads.
+/// Time between reads of ordinary NICs.
 const INTERVAL: Duration = Duration::from_millis(1);
+/// Time between reads of the others, and between looks at what is to be read.
+const SELDOM: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct Shared {
@@ -45,12 +49,20 @@ impl CarrierReader {
     pub fn watch(&self, ports: Vec<(IfIndex, String)>) {
         *self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
         self.shared.generation.fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 }
 
 impl Drop for CarrierReader {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
+        self.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // it can't have panicked with anything to tell
         }
@@ -60,7 +72,28 @@ impl Drop for CarrierReader {
 struct Watched {
     ifindex: IfIndex,
     file: File,
+    /// The kernel may hold its events.
+    ordinary: bool,
     last: Option<bool>,
+}
+
+impl Watched {
+    fn open((ifindex, name): (IfIndex, String)) -> Option<Watched> {
+        let file = File::open(format!("/sys/class/net/{name}/carrier")).ok()?;
+        let iflink = fs::read_to_string(format!("/sys/class/net/{name}/iflink")).ok();
+        let iflink = iflink.and_then(|text| text.trim().parse::<u32>().ok());
+        Some(Watched { ifindex, file, ordinary: iflink.is_none_or(|i| i == ifindex.0), last: None })
+    }
+
+    /// Carrier; `None`: the interface is gone, and its event says so.
+    fn read(&self) -> Option<bool> {
+        let mut byte = [0u8];
+        match self.file.read_at(&mut byte, 0) {
+            Ok(1) => Some(byte[0] == b'1'),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Some(false), // administratively down
+            Ok(_) | Err(_) => None,
+        }
+    }
 }
 
 fn read(shared: &Shared, changes: &UnboundedSender<(IfIndex, bool)>) {
@@ -69,27 +102,21 @@ fn read(shared: &Shared, changes: &UnboundedSender<(IfIndex, bool)>) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     let mut seen = u64::MAX;
     let mut watched: Vec<Watched> = Vec::new();
+    let mut seldom = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
         let generation = shared.generation.load(Ordering::Acquire);
         if generation != seen {
             seen = generation;
             let ports = shared.ports.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            watched = ports
-                .into_iter()
-                .filter_map(|(ifindex, name)| {
-                    let file = File::open(format!("/sys/class/net/{name}/carrier")).ok()?;
-                    Some(Watched { ifindex, file, last: None })
-                })
-                .collect();
+            watched = ports.into_iter().filter_map(Watched::open).collect();
+            seldom = Instant::now();
         }
-        for w in &mut watched {
-            let mut byte = [0u8];
-            let now = match w.file.read_at(&mut byte, 0) {
-                Ok(1) => Some(byte[0] == b'1'),
-                Ok(_) => None,
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Some(false), // administratively down
-                Err(_) => None,                                                  // gone; the event says so
-            };
+        let all = seldom <= Instant::now();
+        if all {
+            seldom = Instant::now() + SELDOM;
+        }
+        for w in watched.iter_mut().filter(|w| w.ordinary || all) {
+            let now = w.read();
             if now.is_some() && now != w.last {
                 w.last = now;
                 if changes.send((w.ifindex, now == Some(true))).is_err() {
@@ -97,10 +124,6 @@ fn read(shared: &Shared, changes: &UnboundedSender<(IfIndex, bool)>) {
                 }
             }
         }
-        if watched.is_empty() {
-            thread::sleep(Duration::from_millis(20));
-        } else {
-            thread::sleep(INTERVAL);
-        }
+        thread::park_timeout(if watched.iter().any(|w| w.ordinary) { INTERVAL } else { SELDOM });
     }
 }

@@ -59,7 +59,7 @@ pub enum FastError {
     Claims(#[source] io::Error),
     /// The kernel programs could not be loaded, attached or told something.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(Box<KernelError>),
     /// Routes or rules were refused.
     #[error("routes and rules of segment {segment}: {error}")]
     Steer {
@@ -68,6 +68,12 @@ pub enum FastError {
         /// The kernel's answer.
         error: io::Error,
     },
+}
+
+impl From<KernelError> for FastError {
+    fn from(error: KernelError) -> FastError {
+        FastError::Kernel(Box::new(error))
+    }
 }
 
 /// Starts the fast thread; `ready` is told when the first input has been carried out, and `ended` is dropped when the

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use baton_lab::{Lab, Process};
 
-use super::{Place, SUBNET, System, answer_by_bound_port_only};
+use super::{Place, SUBNET, System, prepare};
 
 /// See [`crate::floor_agent`].
 #[derive(Default)]
@@ -16,7 +16,7 @@ pub struct Floor {
 
 impl System for Floor {
     fn start(&mut self, lab: &Lab, place: &Place) -> Result<()> {
-        answer_by_bound_port_only(lab, place)?;
+        prepare(lab, place)?;
         let mut command = Command::new(std::env::current_exe().context("find the running program")?);
         command.args([
             "floor-agent",

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use baton_lab::{Lab, Process};
 
-use super::{Place, SUBNET, System, answer_by_bound_port_only};
+use super::{Place, SUBNET, System, prepare};
 
 const CONFIGURATION: &str = "/run/keepalived.conf";
 const TABLES: [u32; 2] = [1001, 1002];
@@ -29,7 +29,7 @@ pub struct Keepalived {
 
 impl System for Keepalived {
     fn start(&mut self, lab: &Lab, place: &Place) -> Result<()> {
-        answer_by_bound_port_only(lab, place)?;
+        prepare(lab, place)?;
         let host = lab.host(&place.host)?;
         for (port, table) in ["p0", "p1"].into_iter().zip(TABLES) {
             host.netlink().set_route(SUBNET.parse()?, lab.port(&place.host, port)?.index(), None, table)?;

@@ -103,10 +103,16 @@ impl Place {
     }
 }
 
-/// A port answers for its own addresses alone; without this both ports answer for all.
-fn answer_by_bound_port_only(lab: &Lab, place: &Place) -> Result<()> {
+/// What the peers leave to the administrator, as a careful one would set it; Baton does it by itself.
+fn prepare(lab: &Lab, place: &Place) -> Result<()> {
     let host = lab.host(&place.host)?;
+    // A port answers for its own addresses alone; without these both ports answer for all.
     host.set_sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
     host.set_sysctl("net/ipv4/conf/all/arp_announce", "2")?;
+    // A reply that just missed the loss of carrier leaves an unresolved neighbour on the dead port. It is asked for again only
+    // after this time, by default a second: a client would wait for that when the address comes back to the port within it.
+    for port in ["p0", "p1"] {
+        host.set_sysctl(&format!("net/ipv4/neigh/{port}/retrans_time_ms"), "10")?;
+    }
     Ok(())
 }
