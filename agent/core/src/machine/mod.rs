@@ -246,7 +246,9 @@ impl Machine {
         if self.assigned.remove(&(address, ifindex)) {
             self.removing.push((address, ifindex));
             self.out.push(Effect::RemoveAddress(ifindex, address));
-            if !self.assigned.iter().any(|(a, i)| *i == ifindex && a.is_ipv4()) {
+            // A port that has failed is not routed by any more: no need to look through a thousand addresses.
+            let routed = |m: &Machine| m.steered.values().any(|ports| ports.contains(&ifindex));
+            if routed(self) && !self.assigned.iter().any(|(a, i)| *i == ifindex && a.is_ipv4()) {
                 self.steer_again(address, ifindex);
             }
         }
