@@ -16,30 +16,45 @@ CARGO ?= $(shell command -v cargo || echo /usr/bin/cargo)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BPF_LINKER_VERSION := 0.13.0
-PACKAGES := ca-certificates cargo-web rust-web-src rust-web-clippy rustfmt-web llvm-22-dev libc6-dev gcc \
-	iproute2 keepalived
+# What the build needs; then what only the lints and only the benchmarks need.
+PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2
+LINT_PACKAGES := rust-web-clippy rustfmt-web
+BENCH_PACKAGES := keepalived
 
-.PHONY: help setup build demo test lint bench install
-
-help:
-	@sed -n 's/^#   /  /p' Makefile
-
-setup:
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+# Installs those of the packages that are missing.
+define install
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 		echo "setup: installing" $$missing; \
 		[ "$$(id -u)" = 0 ] || { echo "setup: needs root to install these packages; run it as root"; exit 1; }; \
 		export DEBIAN_FRONTEND=noninteractive; \
 		apt-get update -q; \
 		apt-get install -y -q --no-install-recommends $$missing; \
-		for d in keepalived; do systemctl disable --now $$d >/dev/null 2>&1 || true; done; \
 	fi
+endef
+
+.PHONY: help setup setup-lint setup-bench build demo test lint bench install
+
+help:
+	@sed -n 's/^#   /  /p' Makefile
+
+setup:
+	$(call install,$(PACKAGES))
 	@if ! command -v bpf-linker >/dev/null; then \
 		echo "setup: building bpf-linker $(BPF_LINKER_VERSION)"; \
 		LLVM_PREFIX=/usr/lib/llvm-22 $(CARGO) install bpf-linker --version $(BPF_LINKER_VERSION) --locked \
 			--no-default-features --features llvm-22; \
 	fi
 	@echo "setup: everything is installed"
+
+# A rustup toolchain brings its own.
+setup-lint: setup
+	$(if $(shell $(CARGO) clippy --version 2>/dev/null),,$(call install,$(LINT_PACKAGES)))
+
+# Debian starts keepalived when it is installed; the benchmark runs one of its own, in the lab.
+setup-bench: setup-bench
+	$(call install,$(BENCH_PACKAGES))
+	@systemctl disable --now keepalived >/dev/null 2>&1 || true
 
 build: setup
 	@echo "build: the agent and its kernel programs"
@@ -55,16 +70,17 @@ test: build
 	@[ "$$(id -u)" = 0 ] || { echo "test: the tests make network namespaces and load kernel programs; run them as root"; exit 1; }
 	$(CARGO) test --locked --workspace --all-targets -- --test-threads=4
 
-lint: build
+lint: build setup-lint
 	$(CARGO) fmt --all --check
 	cd ebpf && $(CARGO) fmt --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	cd ebpf && $(CARGO) clippy --locked --bin baton-ebpf --target-dir ../target/ebpf -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-bench: setup
+bench: setup-bench
 	$(CARGO) build --locked --release --workspace
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
+	target/release/baton-bench scale --json bench/out/scale.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 
 install: setup

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::store::{Store, StoreError};
 
 /// What each port needs, under /proc/sys/net, `*` being the interface (Documentation/networking/ip-sysctl.rst).
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 7] = [
     // Answer ARP only for addresses of the port that was asked.
     ("ipv4/conf/*/arp_ignore", "1"),
     // Ask with an address of the port itself, never with another port's.
@@ -18,6 +18,10 @@ const NEEDED: [(&str, &str); 5] = [
     // Routes by a port without carrier are passed over at once, by the kernel itself.
     ("ipv4/conf/*/ignore_routes_with_linkdown", "1"),
     ("ipv6/conf/*/ignore_routes_with_linkdown", "1"),
+    // The first question for a client's MAC address on a new port can be lost, or, while the port's link-local address is
+    // being checked, not be sent at all (ndisc_send_ns): ask again after 100 ms, not after a second without replies.
+    ("ipv4/neigh/*/retrans_time_ms", "100"),
+    ("ipv6/neigh/*/retrans_time_ms", "100"),
 ];
 
 /// A setting could not be changed.

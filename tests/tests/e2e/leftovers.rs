@@ -112,9 +112,20 @@ fn what_is_the_administrators_stays_while_baton_runs() -> Result<()> {
     let gone: Vec<String> =
         before.difference(&node.state()?).into_iter().filter(|line| line.starts_with('-')).collect();
     // What Baton needs of its ports, and nothing but that.
-    let ours = ["arp_ignore", "arp_announce", "rp_filter", "ignore_routes_with_linkdown"];
+    let ours = [
+        "arp_ignore",
+        "arp_announce",
+        "rp_filter",
+        "ignore_routes_with_linkdown",
+        "retrans_time",
+        "retrans_time_ms",
+    ];
     let settings = |line: &String| {
-        ["p0", "p1"].iter().any(|p| ours.iter().any(|s| line.contains(&format!("/conf/{p}/{s} "))))
+        let name = line.split(' ').nth(1).and_then(|path| path.strip_prefix("/proc/sys/net/ip"));
+        name.is_some_and(|name| {
+            let parts: Vec<&str> = name.split('/').collect();
+            parts.len() == 4 && ["p0", "p1"].contains(&parts[2]) && ours.contains(&parts[3])
+        })
     };
     let touched: Vec<_> = gone.into_iter().filter(|line| !settings(line)).collect();
     ensure!(touched.is_empty(), "{touched:#?}");
