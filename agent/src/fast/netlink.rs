@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use baton_core::{Assigned, IfIndex, Link};
 use ipnet::IpNet;
@@ -18,12 +18,11 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::RouteMessageBuilder;
 
 /// Protocol number on every address (IFA_PROTO, Linux 5.18), route (rtm_protocol) and rule (FRA_PROTOCOL) that Baton
 /// makes; not used by any daemon in iproute2's rt_protos.
@@ -120,32 +119,32 @@ pub fn remove_route(route: &Route) -> Change {
 }
 
 fn route_message(route: &Route) -> RouteMessage {
-    let mut m = RouteMessage::default();
-    let v4 = route.destination.addr().is_ipv4();
-    m.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    m.header.destination_prefix_length = route.destination.prefix_len();
-    m.header.table = RouteHeader::RT_TABLE_UNSPEC;
-    m.header.protocol = RouteProtocol::from(MARK);
-    m.header.kind = RouteType::Unicast;
-    m.header.scope = if route.gateway.is_some() || !v4 { RouteScope::Universe } else { RouteScope::Link };
-    m.attributes.push(RouteAttribute::Table(route.table));
-    if route.destination.prefix_len() > 0 {
-        m.attributes.push(RouteAttribute::Destination(route_address(route.destination.network())));
+    // On link, so that a port need not have an address of its own in the gateway's subnet.
+    match (route.destination, route.gateway) {
+        (IpNet::V4(net), Some(IpAddr::V4(gateway))) => {
+            let to =
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            by_port(to.gateway(gateway).onlink(), route)
+        }
+        (IpNet::V4(net), _) => {
+            let to =
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            by_port(to.scope(RouteScope::Link), route)
+        }
+        (IpNet::V6(net), gateway) => {
+            let to =
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            match gateway {
+                Some(IpAddr::V6(gateway)) => by_port(to.gateway(gateway).onlink(), route),
+                _ => by_port(to, route),
+            }
+        }
     }
-    if let Some(gateway) = route.gateway {
-        m.header.flags |= RouteFlags::Onlink; // a port need not have an address of its own
-        m.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
-    }
-    m.attributes.push(RouteAttribute::Oif(route.ifindex.0));
-    m.attributes.push(RouteAttribute::Priority(route.metric));
-    m
 }
 
-fn route_address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(a) => RouteAddress::Inet(a),
-        IpAddr::V6(a) => RouteAddress::Inet6(a),
-    }
+fn by_port<T>(route_to: RouteMessageBuilder<T>, route: &Route) -> RouteMessage {
+    let mine = route_to.protocol(RouteProtocol::from(MARK)).table_id(route.table).priority(route.metric);
+    mine.output_interface(route.ifindex.0).build()
 }
 
 /// A rule: what comes from `from` is routed by `table`.
