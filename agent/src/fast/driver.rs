@@ -61,6 +61,8 @@ pub struct Driver {
     steering: Steering,
     interfaces: BTreeMap<IfIndex, Link>,
     watched: Vec<(IfIndex, String)>,
+    /// Ports no longer: gone, or under another name. Still to be let go of.
+    former: Vec<IfIndex>,
     pending: std::collections::VecDeque<Input>,
     links: Links,
     until_checkpoint: u32,
@@ -107,6 +109,7 @@ impl Driver {
             steering: Steering::default(),
             interfaces: found.links.iter().map(|l| (l.ifindex, l.clone())).collect(),
             watched: Vec::new(),
+            former: Vec::new(),
             pending: Default::default(),
             links,
             until_checkpoint: CHECKPOINT_EVERY,
@@ -219,6 +222,7 @@ impl Driver {
             let decided = now();
             self.dirty = true;
             let stages = self.carry_out(&effects);
+            self.let_go();
             if let Some(done) = finished(&effects, cause, at, decided, &stages) {
                 self.event(done);
             }
@@ -250,14 +254,20 @@ impl Driver {
             }
             Input::LinkGone(ifindex) => {
                 self.interfaces.remove(ifindex);
-                self.announcer.forget(*ifindex);
-                if let Err(e) = self.kernel.detach(*ifindex) {
-                    tracing::warn!("{e}");
-                }
                 self.watch_carriers();
             }
             Input::Resync(_) => self.watch_carriers(),
             _ => {}
+        }
+    }
+
+    /// Takes the programs off former ports, once their addresses have gone elsewhere.
+    fn let_go(&mut self) {
+        for ifindex in std::mem::take(&mut self.former) {
+            self.announcer.forget(ifindex);
+            if let Err(e) = self.kernel.detach(ifindex) {
+                tracing::warn!("{e}");
+            }
         }
     }
 
@@ -270,6 +280,8 @@ impl Driver {
             .map(|l| (l.ifindex, l.name.clone()))
             .collect();
         if watched != self.watched {
+            let left = self.watched.iter().map(|(i, _)| *i).filter(|i| !watched.iter().any(|(w, _)| w == i));
+            self.former.extend(left);
             self.watched.clone_from(&watched);
             self.carrier.watch(watched);
         }

@@ -283,3 +283,52 @@ fn a_flood_of_claims() -> Result<()> {
     ensure!(answers < 200, "{answers} announcements for 2000 claims");
     Ok(())
 }
+
+/// Under another name an interface is not a port any more, and keeps nothing of Baton's.
+#[test]
+fn a_port_is_renamed_and_named_back() -> Result<()> {
+    let lab = lab("renamed", 2, Cable::EventsAtOnce)?;
+    let node = lab.host("fs1")?;
+    let config = config(2).server("projects", &BOTH).server("homes", &["10.0.0.11/24"]);
+    let agent = serve(&lab, &config)?;
+    let (p0, p1) = (lab.port("fs1", "p0")?, lab.port("fs1", "p1")?);
+    iproute(node, "link set p0 down")?;
+    iproute(node, "link set p0 name other0")?;
+    agent.wait_event("interface_absent", LONG, |e| e["interface"] == "p0")?;
+    for address in config.addresses() {
+        agent.wait_served_by(client(&lab)?, address, p1, LONG)?;
+        wait_configured_once(&lab, address, p1)?;
+    }
+    wait_until("no program on it", LONG, || {
+        node.state().is_ok_and(|state| !state.lines().any(|line| line == "XDP program on other0"))
+    })?;
+    iproute(node, "link set other0 name p0")?;
+    iproute(node, "link set p0 up")?;
+    wait_state(&agent, "p0", "good")?;
+    p1.cut()?;
+    for address in config.addresses() {
+        agent.wait_served_by(client(&lab)?, address, p0, LONG)?;
+    }
+    each_on_one_port(&lab, &config.addresses()).map(drop)
+}
+
+/// A port that gets another MAC address announces its addresses with it, and takes its own word for nobody's claim.
+#[test]
+fn a_port_gets_another_mac_address() -> Result<()> {
+    let lab = lab("mac", 2, Cable::EventsAtOnce)?;
+    let config = config(2).server("projects", &BOTH).server("homes", &["10.0.0.11/24"]);
+    let agent = serve(&lab, &config)?;
+    let watcher = Watcher::start(lab.ports())?;
+    let address = config.addresses()[0];
+    let port = holder(&lab, address)?;
+    let new = wire::Mac([2, 7, 7, 7, 7, 7]);
+    let changed = clock::now();
+    iproute(lab.host("fs1")?, &format!("link set {} address {new}", port.interface()))?;
+    watcher.wait_for("an announcement with the new MAC address", LONG, |frame| {
+        frame.at >= changed && frame.from_host && frame.source == new && states(&frame.kind, address)
+    })?;
+    ensure!(client(&lab)?.holders(address, WINDOW)? == [new]);
+    ensure!(agent.status()?["failovers"] == 0);
+    ensure!(!agent.events()?.iter().any(|e| e["event"] == "foreign_claim"));
+    Ok(())
+}
