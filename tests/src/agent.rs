@@ -32,7 +32,7 @@ pub struct AgentConfig {
     node: String,
     ports: Vec<(String, String)>,
     timing: Vec<(String, String)>,
-    segments: Vec<(String, Vec<String>, Option<String>)>,
+    segments: Vec<(String, Vec<String>, Vec<String>)>,
     servers: Vec<(String, Vec<String>)>,
 }
 
@@ -44,14 +44,23 @@ impl AgentConfig {
 
     /// Adds a segment with its subnets.
     pub fn segment(mut self, name: &str, subnets: &[&str]) -> AgentConfig {
-        self.segments.push((name.to_owned(), owned(subnets), None));
+        self.segments.push((name.to_owned(), owned(subnets), Vec::new()));
         self
     }
 
     /// Sets `port_failback` of the segment that was added last.
-    pub fn port_failback(mut self, how: &str) -> AgentConfig {
-        if let Some((_, _, failback)) = self.segments.last_mut() {
-            *failback = Some(how.to_owned());
+    pub fn port_failback(self, how: &str) -> AgentConfig {
+        self.segment_line(format!("port_failback = {how:?}"))
+    }
+
+    /// Sets the next hops of the segment that was added last.
+    pub fn gateway(self, hops: &[&str]) -> AgentConfig {
+        self.segment_line(format!("gateway = {hops:?}"))
+    }
+
+    fn segment_line(mut self, line: String) -> AgentConfig {
+        if let Some((_, _, lines)) = self.segments.last_mut() {
+            lines.push(line);
         }
         self
     }
@@ -98,10 +107,8 @@ impl AgentConfig {
             add("\n[timing]\n".into());
             self.timing.iter().for_each(|(key, value)| add(format!("{key} = {value}\n")));
         }
-        for (name, subnets, failback) in &self.segments {
-            let failback = failback.as_ref().map(|how| format!("port_failback = {how:?}\n"));
-            let failback = failback.unwrap_or_default();
-            add(format!("\n[[segment]]\nname = {name:?}\nsubnets = {subnets:?}\n{failback}"));
+        for (name, subnets, lines) in &self.segments {
+            add(format!("\n[[segment]]\nname = {name:?}\nsubnets = {subnets:?}\n{}\n", lines.join("\n")));
         }
         for (name, addresses) in &self.servers {
             add(format!("\n[[virtual_server]]\nname = {name:?}\naddresses = {addresses:?}\n"));

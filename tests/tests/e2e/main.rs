@@ -4,6 +4,7 @@
 mod bad_days;
 mod common;
 mod failover;
+mod gateway;
 mod leftovers;
 mod many;
 mod repair;
