@@ -136,8 +136,8 @@ fn the_disk_is_full() -> Result<()> {
         let mut file = std::fs::File::create("/var/lib/baton/filler")?;
         let mut size = 1 << 20;
         while size > 0 {
-            match file.write(&vec![0; size]) {
-                Ok(_) => {}
+            match file.write_all(&vec![0; size]) {
+                Ok(()) => {}
                 Err(_) => size /= 2,
             }
         }

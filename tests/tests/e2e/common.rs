@@ -56,7 +56,7 @@ pub fn serve(lab: &Lab, config: &AgentConfig) -> Result<Agent> {
 }
 
 /// Exactly one hardware address answers; returns the node's port that has it.
-pub fn holder<'a>(lab: &'a Lab, address: IpAddr) -> Result<&'a Port> {
+pub fn holder(lab: &Lab, address: IpAddr) -> Result<&Port> {
     let holders = client(lab)?.holders(address, WINDOW)?;
     ensure!(holders.len() == 1, "{address} is answered for by {holders:?}");
     port_of(lab, holders[0])
