@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Attachment;
+use crate::{Attachment, Reason};
 
 /// The whole view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +85,8 @@ pub struct PortView {
     pub segment: String,
     /// Its verdict.
     pub state: PortState,
+    /// Why it is down; `attach_failed`: the events say why the kernel programs could not be put on it.
+    pub reason: Option<Reason>,
     /// Does it have carrier?
     pub carrier: bool,
     /// Does the interface exist?

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use baton_core::{
-    AddressView, Attachment, ConflictView, Event, EventKind, NodeView, PortState, PortView, ServerView,
-    Snapshot, Time,
+    AddressView, Attachment, ConflictView, Event, EventKind, NodeView, PortState, PortView, Reason,
+    ServerView, Snapshot, Time,
 };
 
 use crate::journal::Record;
@@ -15,6 +15,7 @@ pub(super) fn port(interface: &str, state: PortState) -> PortView {
         interface: interface.into(),
         segment: "office".into(),
         state,
+        reason: None,
         carrier: state != PortState::Down,
         present: true,
         attachment: Some(Attachment::Native),
@@ -54,7 +55,12 @@ pub(super) fn status() -> Status {
         ports: vec![
             port("eth0", PortState::Good),
             port("eth1", PortState::Held),
-            PortView { present: false, attachment: None, ..port("eth2", PortState::Down) },
+            PortView {
+                present: false,
+                attachment: None,
+                reason: Some(Reason::InterfaceGone),
+                ..port("eth2", PortState::Down)
+            },
         ],
         virtual_servers: vec![
             server("projects", &[("10.0.0.10", Some("eth0")), ("fd00:10::10", Some("eth0"))]),

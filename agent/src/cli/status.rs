@@ -134,11 +134,12 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
     table.write(out, colour);
 }
 
-/// A port's state, with what is left of a hold-down.
+/// A port's state, with what is left of a hold-down, or why it is down.
 pub(super) fn state(p: &PortView) -> String {
-    match p.held_ms {
-        Some(ms) => format!("{} {}", p.state.word(), span(ms)),
-        None => p.state.word().to_owned(),
+    match (p.held_ms, p.reason) {
+        (Some(ms), _) => format!("{} {}", p.state.word(), span(ms)),
+        (None, Some(reason)) => format!("{}, {}", p.state.word(), reason.word().replace('_', " ")),
+        (None, None) => p.state.word().to_owned(),
     }
 }
 

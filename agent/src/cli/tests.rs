@@ -17,10 +17,10 @@ fn status_reads_well() {
     let expected = "\
 node fs1  incarnation 7  lease endless  load 21 %  failovers 4
 
-PORT  SEGMENT  STATE        CARRIER  KERNEL  ADDRESSES      RATE
-eth0  office   good         yes      xdp             2  1.2 MB/s
-eth1  office   held 800 ms  yes      xdp             0     0 B/s
-eth2  office   down         absent   -               0     0 B/s
+PORT  SEGMENT  STATE                 CARRIER  KERNEL  ADDRESSES      RATE
+eth0  office   good                  yes      xdp             2  1.2 MB/s
+eth1  office   held 800 ms           yes      xdp             0     0 B/s
+eth2  office   down, interface gone  absent   -               0     0 B/s
 
 VIRTUAL SERVER  OWNER  STATE    PORT     LOAD      RATE
 projects        fs1    serving           12 %  1.2 MB/s

@@ -14,6 +14,7 @@ fn sample() -> Snapshot {
             interface: "eth0".into(),
             segment: "office".into(),
             state: PortState::Held,
+            reason: None,
             carrier: true,
             present: true,
             attachment: None,

@@ -15,7 +15,8 @@ fn routed() -> Result<Lab> {
     let router = HostSpec::new("router").ports("office", 1).ports("far", 1);
     let router = router.address("p0", "10.0.0.1/24").address("p0", "fd00:10::1/64");
     let router = router.address("p1", "10.9.0.1/24").address("p1", "fd00:99::1/64");
-    let far = HostSpec::new("far").ports("far", 1).address("p0", "10.9.0.100/24").address("p0", "fd00:99::100/64");
+    let far =
+        HostSpec::new("far").ports("far", 1).address("p0", "10.9.0.100/24").address("p0", "fd00:99::100/64");
     let client = HostSpec::new("client")
         .ports("office", 1)
         .address("p0", "10.0.0.100/24")
@@ -66,7 +67,9 @@ fn replies_reach_clients_behind_the_gateway_by_the_bound_port() -> Result<()> {
         let port = lab.port("fs1", name)?;
         let cut = port.cut()?;
         for (address, probe) in served.iter().zip(&probes) {
-            probe.wait_for_replies(50, clock::now(), LONG).with_context(|| format!("{address} without {name}"))?;
+            probe
+                .wait_for_replies(50, clock::now(), LONG)
+                .with_context(|| format!("{address} without {name}"))?;
         }
         leaves_by_its_port(&lab, &served, &ports)?;
         port.restore()?;
@@ -84,7 +87,11 @@ fn leaves_by_its_port(lab: &Lab, served: &[IpAddr], ports: &[&baton_lab::Port]) 
     for (address, holder) in served.iter().zip(holders) {
         let sent = watcher.sent_from(*address);
         let by: Vec<&str> = sent.keys().map(|k| &**k).collect();
-        ensure!(by == [&**holder.switch_end()], "{address} leaves by {by:?}, is bound to {}", holder.switch_end());
+        ensure!(
+            by == [&**holder.switch_end()],
+            "{address} leaves by {by:?}, is bound to {}",
+            holder.switch_end()
+        );
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ impl Machine {
             interface: port.interface.clone(),
             segment: port.segment.clone(),
             state: port.state,
+            reason: port.fault(),
             carrier: port.has_carrier(),
             present: port.ifindex().is_some(),
             attachment: match port.programs {

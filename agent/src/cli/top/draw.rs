@@ -98,7 +98,7 @@ fn draw_ports(frame: &mut Frame<'_>, area: Rect, status: &Status) {
     });
     let headings = ["PORT", "SEGMENT", "STATE", "CARRIER", "ADDRESSES", "RATE"];
     let title = format!(" ports ({}) ", all.len());
-    frame.render_widget(table(&headings, rows.collect(), &[15, 16, 14, 7, 9, 10], title), area);
+    frame.render_widget(table(&headings, rows.collect(), &[15, 10, 20, 7, 9, 10], title), area);
 }
 
 fn draw_servers(frame: &mut Frame<'_>, area: Rect, status: &Status, offset: usize) {
