@@ -10,6 +10,8 @@ use crate::carrier::CarrierLog;
 use crate::port_failover::Scenario;
 use crate::system::{Kind, Place, System};
 
+/// The client's address.
+pub const CLIENT: &str = "10.77.0.100/16";
 /// The echo's UDP port.
 const ECHO_PORT: u16 = 7777;
 /// SCHED_FIFO priority of client and echo: a busy machine shall measure the system, not its client. Below the systems: the
@@ -90,9 +92,28 @@ impl Node {
         )
     }
 
+    /// What to show when a run failed: addresses, neighbours and announcements, and what the system says.
+    pub fn diagnosis(&self, lab: &Lab) -> String {
+        let show = |title: &str, value: &dyn std::fmt::Debug| format!("\n  {title}: {value:?}");
+        let mut text = String::new();
+        if let (Ok(host), Ok(client)) = (lab.host(&self.place.host), lab.host("client")) {
+            text += &show("its addresses", &host.netlink().addresses());
+            text += &show("the client is at, for it", &client_address().map(|a| host.neighbour(a)));
+            text += &show("it is at, for the client", &client.neighbour(self.vip()));
+        }
+        for answer in self.watcher.answers(self.vip()) {
+            text += &show("announced", &answer);
+        }
+        format!("{text}\n{}", self.system.complaint())
+    }
+
     fn ports<'a>(&self, lab: &'a Lab) -> Result<[&'a Port; 2]> {
         Ok([lab.port(&self.place.host, "p0")?, lab.port(&self.place.host, "p1")?])
     }
+}
+
+fn client_address() -> Option<IpAddr> {
+    CLIENT.split('/').next()?.parse().ok()
 }
 
 /// The cable of a scenario.

@@ -59,13 +59,14 @@ impl Phase {
 pub fn measure(lab: &Lab, node: &Node, phase: &mut Phase) -> Result<Sample> {
     let port = node.known_holder(lab)?;
     let probe = Probe::start(lab.host("client")?, node.target(), INTERVAL, Some(CLIENT_PRIORITY))?;
-    probe.wait_for_replies(REPLIES, Duration::ZERO, LIMIT).with_context(|| node.system.complaint())?;
+    probe.wait_for_replies(REPLIES, Duration::ZERO, LIMIT).with_context(|| node.diagnosis(lab))?;
     let steady = clock::now();
     clock::sleep_until(steady + BASELINE + phase.below(10 * INTERVAL));
     node.carrier.forget();
     node.watcher.forget();
     let cut = port.cut()?;
     let sample = observe(node, port, probe, steady, cut);
+    let sample = sample.with_context(|| node.diagnosis(lab));
     port.restore()?;
     let back = || node.carrier.first(port.index(), true, cut).is_some();
     // Late for a delayed event; the next cut is of the other port, which is why it is no error.
@@ -75,11 +76,8 @@ pub fn measure(lab: &Lab, node: &Node, phase: &mut Phase) -> Result<Sample> {
 }
 
 fn observe(node: &Node, port: &Port, probe: Probe, steady: Duration, cut: Duration) -> Result<Sample> {
-    let announced = node
-        .watcher
-        .wait_for_announcement(node.vip(), cut, LIMIT)
-        .with_context(|| node.system.complaint())?;
-    probe.wait_for_replies(REPLIES, announced.at, LIMIT).with_context(|| node.system.complaint())?;
+    let announced = node.watcher.wait_for_announcement(node.vip(), cut, LIMIT)?;
+    probe.wait_for_replies(REPLIES, announced.at, LIMIT)?;
     // A reply may overtake the announcement's stamp; wait a little for the event's reader, too.
     let event = || node.carrier.first(port.index(), false, cut);
     let _ = wait_until("the event", Duration::from_millis(20), || event().is_some());
