@@ -44,6 +44,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let mut rows = Vec::new();
     rows.extend(replies(arguments.runs)?);
     rows.extend(failover(arguments.runs)?);
+    rows.extend(connections(arguments.runs)?);
     rows.extend(idle(arguments.idle_seconds)?);
     println!(
         "{:<12}{:<34}{:<26}{:>6}{:>12}{:>12}{:>12}",
@@ -100,6 +101,17 @@ fn judge(rows: &[Row]) {
                 "last of 1,000 announced: p50 {:.1} ms, max {:.1} ms after the cut (at most 50 ms)",
                 r.p50 / 1e3,
                 r.max / 1e3
+            ),
+        );
+    }
+    let sent_again = rows.iter().find(|r| r.metric == "retransmissions");
+    let resets = rows.iter().find(|r| r.metric == "resets");
+    if let (Some(again), Some(resets)) = (sent_again, resets) {
+        say(
+            again.max <= 1.0 && resets.max == 0.0,
+            format!(
+                "established TCP: {} resets, segments sent again p50 {}, p90 {}, max {} (no reset, at most 1)",
+                resets.max, again.p50, again.p90, again.max
             ),
         );
     }
@@ -316,6 +328,40 @@ fn failover(runs: usize) -> Result<Vec<Row>> {
     Ok(vec![
         row("baton", "thousand_addresses", "first_announced", "us", &mut first),
         row("baton", "thousand_addresses", "last_announced", "us", &mut last),
+    ])
+}
+
+/// An established connection over which 20 MB/s are read while its address changes ports.
+fn connections(runs: usize) -> Result<Vec<Row>> {
+    const LIMIT: u64 = 20_000_000;
+    let lab = Topology::new("connections")
+        .segment("lab")
+        .host(HostSpec::new("client").ports("lab", 1).address("p0", "10.0.255.1/16"))
+        .host(HostSpec::new("tcp").ports("lab", 2))
+        .build()?;
+    let all = addresses(1, 1);
+    let agent = start(&lab, "tcp", &["p0", "p1"], &all)?;
+    let target = SocketAddr::new(IpAddr::V4(all[0]), 2049);
+    let server = tcp::Server::start(lab.host("tcp")?, target)?;
+    let (mut again, mut resets) = (Vec::new(), Vec::new());
+    for run in 0..runs {
+        let transfer = tcp::Transfer::start(lab.host("client")?, target, Some(LIMIT))?;
+        transfer.wait_for(LIMIT / 10, PATIENCE)?;
+        let dies = lab.port("tcp", if bound_to(&agent, "p0").is_ok() { "p0" } else { "p1" })?;
+        dies.cut()?;
+        transfer.wait_for(LIMIT / 4, PATIENCE).context("the connection does not go on")?;
+        let retransmitted = server.retransmissions().get(run).copied().context("no such connection")?;
+        let seen = transfer.stop();
+        again.push(f64::from(retransmitted));
+        resets.push(f64::from(u8::from(seen.reset() || !seen.intact)));
+        dies.restore()?;
+        wait_until("the port to be good", PATIENCE, || {
+            agent.port_status(dies.interface()).is_ok_and(|p| p["state"] == "good")
+        })?;
+    }
+    Ok(vec![
+        row("baton", "established_tcp", "retransmissions", "segments", &mut again),
+        row("baton", "established_tcp", "resets", "connections", &mut resets),
     ])
 }
 
