@@ -46,6 +46,9 @@ pub enum Effect {
     /// when an [`Effect::AddAddress`] of the same address failed earlier in the list: an address never leaves its last
     /// interface.
     RemoveAddress(IfIndex, IpAddr),
+    /// Remove the neighbour entries of a port that have not been resolved. A question that was asked while the port was
+    /// dead would keep replies waiting for its next repetition.
+    ForgetUnresolved(IfIndex),
     /// Send gratuitous ARP (request and reply form) or an unsolicited neighbour advertisement (override).
     Announce(IfIndex, IpAddr),
     /// Tell the administrator; also the time line of a failover.

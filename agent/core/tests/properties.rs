@@ -237,7 +237,7 @@ impl World {
                     assert!(self.addresses.contains(&(*a, *i)), "{a} announced where it is not configured");
                 }
             }
-            Effect::Steer { .. } | Effect::Event(_) => {}
+            Effect::Steer { .. } | Effect::ForgetUnresolved(_) | Effect::Event(_) => {}
         }
         None
     }

@@ -313,6 +313,7 @@ impl Driver {
                 | Effect::Mark { .. }
                 | Effect::Permit { .. }
                 | Effect::Forget(_)
+                | Effect::ForgetUnresolved(_)
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -342,6 +343,9 @@ impl Driver {
             Effect::Mark { server, incarnation } => Ok(self.kernel.mark(server, *incarnation)?),
             Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
+            Effect::ForgetUnresolved(ifindex) => {
+                self.requests.forget_unresolved(*ifindex).map_err(FastError::Netlink)
+            }
             Effect::Announce(ifindex, address) => match self.announcer.announce(*ifindex, *address) {
                 // The port went down in this very moment: its event is on its way.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => {

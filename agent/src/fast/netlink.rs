@@ -18,6 +18,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -339,6 +340,30 @@ impl Requests {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Removes the neighbour entries of an interface that wait for an answer or have given up.
+    pub fn forget_unresolved(&mut self, ifindex: IfIndex) -> io::Result<()> {
+        let mut changes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            request.attributes.push(NeighbourAttribute::IfIndex(ifindex.0));
+            for m in self.dump(RouteNetlinkMessage::GetNeighbour(request))? {
+                if let RouteNetlinkMessage::NewNeighbour(mut n) = m
+                    && n.header.ifindex == ifindex.0
+                    && matches!(n.header.state, NeighbourState::Incomplete | NeighbourState::Failed)
+                {
+                    n.attributes.retain(|a| matches!(a, NeighbourAttribute::Destination(_)));
+                    let message = RouteNetlinkMessage::DelNeighbour(n);
+                    changes.push(Change { message, flags: 0, fine: &[libc::ENOENT] });
+                }
+            }
+        }
+        match self.apply(changes)?.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// All routes and rules that carry Baton's mark.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use baton_lab::{Agent, AgentConfig, Echo, HostSpec, Lab, Probe, Topology, Watcher, clock};
+use baton_lab::{Agent, AgentConfig, Cable, Echo, HostSpec, Lab, Probe, Topology, Watcher, clock};
 
 use crate::common::*;
 
@@ -45,7 +45,7 @@ fn replies_reach_clients_behind_the_gateway_by_the_bound_port() -> Result<()> {
         .ports("office", &["p0", "p1"])
         .hold_down(Duration::from_millis(50), Duration::from_millis(400))
         .server("projects", &addresses.each_ref().map(String::as_str));
-    let _agent: Agent = serve(&lab, &config)?;
+    let agent: Agent = serve(&lab, &config)?;
     let served = SERVED.map(ip);
     let _echoes: Vec<Echo> = served
         .iter()
@@ -74,7 +74,7 @@ fn replies_reach_clients_behind_the_gateway_by_the_bound_port() -> Result<()> {
         leaves_by_its_port(&lab, &served, &ports)?;
         port.restore()?;
         ensure!(clock::now() > cut);
-        wait_state(&_agent, name, "good")?;
+        wait_state(&agent, name, "good")?;
     }
     Ok(())
 }
@@ -96,7 +96,28 @@ fn leaves_by_its_port(lab: &Lab, served: &[IpAddr], ports: &[&baton_lab::Port]) 
     Ok(())
 }
 
-fn wait_state(agent: &Agent, port: &str, state: &str) -> Result<()> {
-    let reached = || agent.port_status(port).is_ok_and(|p| p["state"] == state);
-    Ok(baton_lab::host::wait_until(&format!("{port} to be {state}"), LONG, reached)?)
+/// A question for a client's MAC address that was asked by a dead port must not keep replies waiting when it is back.
+#[test]
+fn unanswered_questions_of_a_dead_port_are_forgotten_when_it_returns() -> Result<()> {
+    let lab = lab("unresolved", 2, Cable::EventsAtOnce)?;
+    let agent = serve(&lab, &config(2).server("projects", &["10.0.0.10/24", "fd00:10::10/64"]))?;
+    let (host, p0) = (lab.host("fs1")?, lab.port("fs1", "p0")?);
+    p0.cut()?;
+    wait_state(&agent, "p0", "down")?;
+    let unresolved = [("10.0.0.77", "failed"), ("fd00:10::77", "failed")];
+    for (address, state) in unresolved {
+        let made = host.run("ip", ["neigh", "replace", address, "dev", "p0", "nud", state])?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    let left = || -> Result<String> {
+        let shown = host.run("ip", ["neigh", "show", "dev", "p0", "nud", "failed"])?;
+        Ok(String::from_utf8_lossy(&shown.stdout).into_owned())
+    };
+    let before = left()?;
+    ensure!(unresolved.iter().all(|(a, _)| before.contains(a)), "{before}");
+    p0.restore()?;
+    wait_state(&agent, "p0", "good")?;
+    let after = left()?;
+    ensure!(unresolved.iter().all(|(a, _)| !after.contains(a)), "{after}");
+    Ok(())
 }

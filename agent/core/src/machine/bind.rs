@@ -32,6 +32,7 @@ impl Machine {
     /// A port is usable, or better than it was.
     pub(super) fn port_improved(&mut self, p: usize, from: PortState) {
         if from == PortState::Down {
+            self.out.extend(self.ports[p].ifindex().map(Effect::ForgetUnresolved));
             self.complete(p, None);
         }
         let segment = self.ports[p].segment.clone();

@@ -397,6 +397,7 @@ impl Machine {
             Effect::Take(_)
             | Effect::Mark { .. }
             | Effect::Forget(_)
+            | Effect::ForgetUnresolved(_)
             | Effect::Announce(..)
             | Effect::Event(_) => {}
         }

@@ -267,6 +267,7 @@ fn a_held_port_is_used_when_there_is_no_other() {
     assert_eq!(
         deeds(effects),
         [
+            Effect::ForgetUnresolved(A),
             permit("10.0.0.10", "s", A),
             Effect::AddAddress(A, ip("10.0.0.10")),
             Effect::Announce(A, ip("10.0.0.10")),
