@@ -27,6 +27,8 @@ const SELDOM: Duration = Duration::from_millis(100);
 struct Shared {
     ports: Mutex<Vec<(IfIndex, String)>>,
     generation: AtomicU64,
+    /// Read all, now.
+    look: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -49,6 +51,12 @@ impl CarrierReader {
     pub fn watch(&self, ports: Vec<(IfIndex, String)>) {
         *self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner) = ports;
         self.shared.generation.fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
+    /// Reads all at once: an event told of a change, and a reading from before it must not stand against it.
+    pub fn look(&self) {
+        self.shared.look.store(true, Ordering::Release);
         self.wake();
     }
 
@@ -111,7 +119,7 @@ fn read(shared: &Shared, changes: &UnboundedSender<(IfIndex, bool)>) {
             watched = ports.into_iter().filter_map(Watched::open).collect();
             seldom = Instant::now();
         }
-        let all = seldom <= Instant::now();
+        let all = shared.look.swap(false, Ordering::AcqRel) || seldom <= Instant::now();
         if all {
             seldom = Instant::now() + SELDOM;
         }

@@ -222,6 +222,11 @@ impl Driver {
             let decided = now();
             self.dirty = true;
             let stages = self.carry_out(&effects);
+            if let Input::Link(link) = &input
+                && self.watched.iter().any(|(ifindex, _)| *ifindex == link.ifindex)
+            {
+                self.carrier.look();
+            }
             self.let_go();
             if let Some(done) = finished(&effects, cause, at, decided, &stages) {
                 self.event(done);

@@ -21,6 +21,8 @@ use super::netlink::{self, MARK, TABLE_BASE, TABLES};
 const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 /// Room for the notifications of some ten thousand changes.
 const RECEIVE_BUFFER: usize = 16 << 20;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
@@ -108,35 +110,33 @@ impl Listener {
     }
 
     fn parse(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
-        for message in netlink::messages::<RouteNetlinkMessage>(bytes) {
-            // A message that this library can't parse is of a kind that Baton has no use for.
-            let Ok(message) = message else { continue };
-            let own = message.header.port_number == self.own;
-            if let NetlinkPayload::InnerMessage(m) = message.payload {
-                inputs.extend(self.input(m, own));
-            }
+        for message in netlink::split(bytes) {
+            let input = match netlink::kind(message) {
+                RTM_NEWLINK => netlink::link(message).and_then(|link| self.link(link)),
+                RTM_DELLINK => netlink::link(message)
+                    .and_then(|link| self.links.remove(&link.ifindex))
+                    .map(|link| Input::LinkGone(link.ifindex)),
+                _ => self.other(message),
+            };
+            inputs.extend(input);
         }
     }
 
-    fn input(&mut self, message: RouteNetlinkMessage, own: bool) -> Option<Input> {
+    /// A link, if there is anything new about it.
+    fn link(&mut self, link: Link) -> Option<Input> {
+        if self.links.get(&link.ifindex) == Some(&link) {
+            return None;
+        }
+        self.links.insert(link.ifindex, link.clone());
+        Some(Input::Link(link))
+    }
+
+    fn other(&self, message: &[u8]) -> Option<Input> {
+        // A message that the library can't parse is of a kind that Baton has no use for.
+        let message = netlink::parse(message).ok()?;
+        let own = message.header.port_number == self.own;
+        let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
         match message {
-            RouteNetlinkMessage::NewLink(l) => {
-                let link = netlink::link(&l);
-                if l.header.interface_family != netlink_packet_route::AddressFamily::Unspec
-                    || self.links.get(&link.ifindex) == Some(&link)
-                {
-                    return None; // a bridge's message about its port, or nothing new
-                }
-                self.links.insert(link.ifindex, link.clone());
-                Some(Input::Link(link))
-            }
-            RouteNetlinkMessage::DelLink(l) => {
-                if l.header.interface_family != netlink_packet_route::AddressFamily::Unspec {
-                    return None;
-                }
-                let ifindex = IfIndex(l.header.index);
-                self.links.remove(&ifindex).map(|_| Input::LinkGone(ifindex))
-            }
             RouteNetlinkMessage::NewAddress(a) => {
                 let a = netlink::assigned(&a)?;
                 (a.ours || self.vips.contains(&a.address)).then_some(Input::AddressAdded(a))
@@ -166,8 +166,7 @@ impl Listener {
 
 /// A route message of another protocol; there may be hundreds of thousands of them, so it is not parsed.
 fn foreign_route(bytes: &[u8]) -> bool {
-    let kind = bytes.get(4..6).map(|b| u16::from_ne_bytes([b[0], b[1]]));
-    matches!(kind, Some(RTM_NEWROUTE | RTM_DELROUTE)) && bytes.get(16 + 5) != Some(&MARK)
+    matches!(netlink::kind(bytes), RTM_NEWROUTE | RTM_DELROUTE) && bytes.get(16 + 5) != Some(&MARK)
 }
 
 /// SO_RCVBUFFORCE, which goes past net.core.rmem_max.

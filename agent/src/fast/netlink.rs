@@ -11,13 +11,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use baton_core::{Assigned, IfIndex, Link};
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
@@ -264,8 +264,8 @@ impl Requests {
             self.answer.clear();
             self.answer.reserve(1 << 15);
             self.socket.recv(&mut self.answer, 0)?;
-            for message in messages::<RouteNetlinkMessage>(&self.answer) {
-                let message = message?;
+            for message in split(&self.answer) {
+                let message = parse(message)?;
                 let index = message.header.sequence_number.wrapping_sub(first) as usize;
                 let Some(fine) = batch.get(index) else { continue }; // an answer to something older
                 if let NetlinkPayload::Error(e) = &message.payload {
@@ -282,7 +282,9 @@ impl Requests {
         }
     }
 
-    fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// The messages that answer a dump request, each with its header. A dump that the kernel could not give in one piece is
+    /// asked for again.
+    fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<Vec<u8>>> {
         'again: for _ in 0..16 {
             self.sequence = self.sequence.wrapping_add(1);
             let mut header = NetlinkHeader::default();
@@ -299,17 +301,19 @@ impl Requests {
                 self.answer.clear();
                 self.answer.reserve(1 << 16);
                 self.socket.recv(&mut self.answer, 0)?;
-                for message in messages(&self.answer) {
-                    let message: NetlinkMessage<RouteNetlinkMessage> = message?;
-                    if message.header.sequence_number != self.sequence {
+                for bytes in split(&self.answer) {
+                    if bytes[8..12] != self.sequence.to_ne_bytes() {
                         continue;
                     }
-                    interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
-                    match message.payload {
-                        NetlinkPayload::InnerMessage(m) => found.push(m),
+                    interrupted |= u16::from_ne_bytes([bytes[6], bytes[7]]) & NLM_F_DUMP_INTR != 0;
+                    if !matches!(kind(bytes), NLMSG_ERROR | NLMSG_DONE) {
+                        found.push(bytes.to_vec());
+                        continue;
+                    }
+                    match parse(bytes)?.payload {
+                        NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
                         NetlinkPayload::Done(_) if interrupted => continue 'again,
                         NetlinkPayload::Done(_) => return Ok(found),
-                        NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
                         _ => {}
                     }
                 }
@@ -318,21 +322,26 @@ impl Requests {
         Err(io::Error::other("the kernel's tables change faster than they can be read"))
     }
 
+    /// As [`Requests::dump`], taken apart.
+    fn dump_parsed(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut found = Vec::new();
+        for bytes in self.dump(request)? {
+            if let NetlinkPayload::InnerMessage(m) = parse(&bytes)?.payload {
+                found.push(m);
+            }
+        }
+        Ok(found)
+    }
+
     /// All interfaces.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
         let found = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(found
-            .iter()
-            .filter_map(|m| match m {
-                RouteNetlinkMessage::NewLink(l) => Some(link(l)),
-                _ => None,
-            })
-            .collect())
+        Ok(found.iter().filter_map(|m| link(m)).collect())
     }
 
     /// All addresses.
     pub fn addresses(&mut self) -> io::Result<Vec<Assigned>> {
-        let found = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let found = self.dump_parsed(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         Ok(found
             .iter()
             .filter_map(|m| match m {
@@ -349,7 +358,7 @@ impl Requests {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
             request.attributes.push(NeighbourAttribute::IfIndex(ifindex.0));
-            for m in self.dump(RouteNetlinkMessage::GetNeighbour(request))? {
+            for m in self.dump_parsed(RouteNetlinkMessage::GetNeighbour(request))? {
                 if let RouteNetlinkMessage::NewNeighbour(mut n) = m
                     && n.header.ifindex == ifindex.0
                     && matches!(n.header.state, NeighbourState::Incomplete | NeighbourState::Failed)
@@ -372,14 +381,14 @@ impl Requests {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
-            for m in self.dump(RouteNetlinkMessage::GetRoute(request))? {
+            for m in self.dump_parsed(RouteNetlinkMessage::GetRoute(request))? {
                 if let RouteNetlinkMessage::NewRoute(r) = m {
                     routes.extend(route(&r));
                 }
             }
             let mut request = RuleMessage::default();
             request.header.family = family;
-            for m in self.dump(RouteNetlinkMessage::GetRule(request))? {
+            for m in self.dump_parsed(RouteNetlinkMessage::GetRule(request))? {
                 if let RouteNetlinkMessage::NewRule(r) = m {
                     rules.extend(rule(&r));
                 }
@@ -391,39 +400,69 @@ impl Requests {
 
 /// NLM_F_DUMP_INTR of linux/netlink.h: the dump is inconsistent, for something changed meanwhile.
 const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 
-/// The messages of a datagram.
-pub fn messages<T: NetlinkDeserializable>(
-    mut bytes: &[u8],
-) -> impl Iterator<Item = io::Result<NetlinkMessage<T>>> {
+/// The messages of a datagram, each with its header.
+pub fn split(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-        if length < 16 || length > bytes.len() {
+        if length < MESSAGE_HEADER || length > bytes.len() {
             return None;
         }
-        let message = NetlinkMessage::deserialize(&bytes[..length]);
+        let message = &bytes[..length];
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message.map_err(io::Error::other))
+        Some(message)
     })
 }
 
-/// What a link message says.
-pub fn link(m: &LinkMessage) -> Link {
+/// Takes a message apart.
+pub fn parse(message: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+    NetlinkMessage::deserialize(message).map_err(io::Error::other)
+}
+
+/// `nlmsg_type` of a message.
+pub fn kind(message: &[u8]) -> u16 {
+    message.get(4..6).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]))
+}
+
+/// Bytes of `struct nlmsghdr`.
+const MESSAGE_HEADER: usize = 16;
+/// Bytes of `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+
+/// What a link message says, with its netlink header. Only the fields that Baton needs are read: the message carries some
+/// forty attributes, and taking it all apart costs more than the decision that follows.
+///
+/// `None`: it is cut short, or a bridge's message about its port.
+pub fn link(message: &[u8]) -> Option<Link> {
+    let header = message.get(MESSAGE_HEADER..MESSAGE_HEADER + LINK_HEADER)?;
+    let word = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    if u32::from(header[0]) != libc::AF_UNSPEC as u32 {
+        return None;
+    }
+    let flags = LinkFlags::from_bits_retain(word(8)?);
     let mut link = Link {
-        ifindex: IfIndex(m.header.index),
+        ifindex: IfIndex(word(4)?),
         name: String::new(),
-        up: m.header.flags.contains(LinkFlags::Up),
-        carrier: m.header.flags.contains(LinkFlags::LowerUp),
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         mac: [0; 6],
     };
-    for a in &m.attributes {
-        match a {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+    for attribute in NlasIterator::new(&message[MESSAGE_HEADER + LINK_HEADER..]) {
+        let attribute = attribute.ok()?;
+        match attribute.kind() {
+            IFLA_IFNAME => {
+                let name = attribute.value().split(|b| *b == 0).next().unwrap_or_default();
+                link.name = String::from_utf8_lossy(name).into_owned();
+            }
+            IFLA_ADDRESS => link.mac = attribute.value().try_into().unwrap_or_default(),
             _ => {}
         }
     }
-    link
+    Some(link)
 }
 
 /// What an address message says.
@@ -507,5 +546,64 @@ impl Steering {
     /// Is this route wanted?
     pub fn has(&self, route: &Route) -> bool {
         self.made.values().flatten().any(|r| r == route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkHeader};
+
+    use super::*;
+
+    fn message(link: LinkMessage) -> Vec<u8> {
+        let payload = NetlinkPayload::from(RouteNetlinkMessage::NewLink(link));
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn eth0() -> LinkMessage {
+        let mut m = LinkMessage::default();
+        m.header =
+            LinkHeader { index: 7, flags: LinkFlags::Up | LinkFlags::LowerUp, ..LinkHeader::default() };
+        m.attributes.push(LinkAttribute::Mtu(1500));
+        m.attributes.push(LinkAttribute::IfName("eth0".into()));
+        m.attributes.push(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]));
+        m
+    }
+
+    #[test]
+    fn a_link_message_is_read_as_the_library_wrote_it() {
+        let link = link(&message(eth0())).unwrap();
+        let expected = Link {
+            ifindex: IfIndex(7),
+            name: "eth0".into(),
+            up: true,
+            carrier: true,
+            mac: [2, 0, 0, 0, 0, 7],
+        };
+        assert_eq!(link, expected);
+    }
+
+    #[test]
+    fn a_bridge_message_and_a_short_one_are_none() {
+        let mut bridge = eth0();
+        bridge.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(link(&message(bridge)), None);
+        let whole = message(eth0());
+        for length in 0..MESSAGE_HEADER + LINK_HEADER {
+            assert_eq!(link(&whole[..length]), None);
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_split_where_its_messages_end() {
+        let (one, two) = (message(eth0()), message(LinkMessage::default()));
+        let mut both = [one.clone(), two.clone()].concat();
+        assert_eq!(split(&both).collect::<Vec<_>>(), [&one[..], &two[..]]);
+        both.truncate(both.len() - 1);
+        assert_eq!(split(&both).count(), 1, "the second is cut short");
     }
 }
