@@ -14,7 +14,6 @@ use baton_core::{
     Assigned, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link, Machine, Reason,
     Stage, Start, Time,
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -22,7 +21,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::announce::Announcer;
 use super::carrier::CarrierReader;
 use super::listen::{Heard, Listener};
-use super::netlink::{self, Change, Requests, Route, Rule, Steering, TABLE_BASE};
+use super::netlink::{self, Change, Requests};
+use super::steering::{self, Rule, Steering, wanted};
 use super::{FastError, ToSlow};
 use crate::io::kernel::Kernel;
 use crate::telemetry::Publisher;
@@ -434,8 +434,8 @@ impl Driver {
         let (routes, rules) = self.requests.marked()?;
         let wanted: Vec<Rule> =
             (0..self.config.segments.len()).flat_map(|i| wanted(&self.config, i, &[]).1).collect();
-        let old_routes = routes.iter().filter(|r| !self.steering.has(r)).map(netlink::remove_route);
-        let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(netlink::remove_rule);
+        let old_routes = routes.iter().filter(|r| !self.steering.has(r)).map(steering::remove_route);
+        let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(steering::remove_rule);
         let changes: Vec<Change> = old_routes.chain(old_rules).collect();
         self.requests.apply(changes).map(|_| ())
     }
@@ -445,28 +445,6 @@ fn read_all(requests: &mut Requests) -> io::Result<Found> {
     let links = requests.links()?;
     let addresses: Vec<Assigned> = requests.addresses()?;
     Ok(Found { links, addresses })
-}
-
-/// The routes of a segment's table, one for each subnet and port and one default for each gateway and port, and the
-/// rule of each subnet. Routing need only find *some* port of the segment: `port_tx` hands a reply to the port that its
-/// address is bound to. So the cost of a reply does not grow with the number of addresses.
-fn wanted(config: &Config, index: usize, ports: &[IfIndex]) -> (Vec<Route>, Vec<Rule>) {
-    let segment = &config.segments[index];
-    let table = TABLE_BASE + index as u32;
-    let mut routes = Vec::new();
-    for (order, &ifindex) in ports.iter().enumerate() {
-        let metric = order as u32 + 1;
-        for subnet in &segment.subnets {
-            routes.push(Route { table, destination: subnet.trunc(), metric, ifindex, gateway: None });
-        }
-        for &gateway in &segment.gateway {
-            let everything: (IpNet, IpNet) = (Ipv4Net::default().into(), Ipv6Net::default().into());
-            let destination = if gateway.is_ipv4() { everything.0 } else { everything.1 };
-            routes.push(Route { table, destination, metric, ifindex, gateway: Some(gateway) });
-        }
-    }
-    let rules = segment.subnets.iter().map(|s| Rule { from: s.trunc(), table }).collect();
-    (routes, rules)
 }
 
 #[derive(Default)]

@@ -15,7 +15,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::netlink::{self, MARK, TABLE_BASE, TABLES};
+use super::netlink::{self, MARK};
+use super::steering::{self, TABLE_BASE, TABLES};
 
 /// RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE of linux/rtnetlink.h.
 const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
@@ -146,12 +147,12 @@ impl Listener {
                 (a.ours || self.vips.contains(&a.address)).then_some(Input::AddressRemoved(a))
             }
             RouteNetlinkMessage::DelRoute(r) if !own => {
-                let route = netlink::route(&r)?;
+                let route = steering::route(&r)?;
                 let segment = self.segment(route.table)?;
                 Some(Input::SteeringLost { segment, port: Some(route.ifindex) })
             }
             RouteNetlinkMessage::DelRule(r) if !own => {
-                let rule = netlink::rule(&r)?;
+                let rule = steering::rule(&r)?;
                 Some(Input::SteeringLost { segment: self.segment(rule.table)?, port: None })
             }
             _ => None,

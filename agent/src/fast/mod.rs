@@ -6,6 +6,7 @@ mod carrier;
 mod driver;
 mod listen;
 pub mod netlink;
+pub mod steering;
 
 use std::io;
 use std::thread::{self, JoinHandle};

@@ -4,40 +4,37 @@
 //! one `sendmsg` and its errors can be read at once: no waiting, no task switch. Everything that is made carries
 //! [`MARK`] and is never confused with what somebody else made.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use baton_core::{Assigned, IfIndex, Link};
-use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NlasIterator,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::RouteMessageBuilder;
+
+use super::steering::{self, Route, Rule};
 
 /// Protocol number on every address (IFA_PROTO, Linux 5.18), route (rtm_protocol) and rule (FRA_PROTOCOL) that Baton
 /// makes; not used by any daemon in iproute2's rt_protos.
 pub const MARK: u8 = 98;
-/// Priority of Baton's rules, before the main table's 32766; also the first of its tables, one for each segment.
-pub const TABLE_BASE: u32 = 9800;
-/// How many tables are Baton's.
-pub const TABLES: u32 = 200;
-
 /// One change, and the errors that mean that nothing was to be done.
 pub struct Change {
-    message: RouteNetlinkMessage,
-    flags: u16,
-    fine: &'static [i32],
+    /// The request.
+    pub(super) message: RouteNetlinkMessage,
+    /// Its flags besides NLM_F_REQUEST and NLM_F_ACK.
+    pub(super) flags: u16,
+    /// The errors.
+    pub(super) fine: &'static [i32],
 }
 
 /// Configures `address` (/32, /128) on an interface, without prefix route and duplicate-address detection. A preferred
@@ -79,112 +76,12 @@ fn address_message(ifindex: IfIndex, address: IpAddr) -> AddressMessage {
     m
 }
 
-fn family(address: IpAddr) -> (AddressFamily, u8) {
+/// Address family, and the prefix length of a single address.
+pub(super) fn family(address: IpAddr) -> (AddressFamily, u8) {
     match address {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
         IpAddr::V6(_) => (AddressFamily::Inet6, 128),
     }
-}
-
-/// A route of a segment's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
-    /// Routing table.
-    pub table: u32,
-    /// Destination; length 0 for the default route.
-    pub destination: IpNet,
-    /// Metric: lower is preferred.
-    pub metric: u32,
-    /// Port.
-    pub ifindex: IfIndex,
-    /// Next hop; `None`: on link.
-    pub gateway: Option<IpAddr>,
-}
-
-/// Makes a route, or replaces the one with the same destination and metric.
-pub fn add_route(route: &Route) -> Change {
-    Change {
-        message: RouteNetlinkMessage::NewRoute(route_message(route)),
-        flags: NLM_F_CREATE | NLM_F_REPLACE,
-        fine: &[libc::EEXIST],
-    }
-}
-
-/// Removes a route; one that is gone is fine.
-pub fn remove_route(route: &Route) -> Change {
-    Change {
-        message: RouteNetlinkMessage::DelRoute(route_message(route)),
-        flags: 0,
-        fine: &[libc::ESRCH, libc::ENODEV],
-    }
-}
-
-fn route_message(route: &Route) -> RouteMessage {
-    // On link, so that a port need not have an address of its own in the gateway's subnet.
-    match (route.destination, route.gateway) {
-        (IpNet::V4(net), Some(IpAddr::V4(gateway))) => {
-            let to =
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
-            by_port(to.gateway(gateway).onlink(), route)
-        }
-        (IpNet::V4(net), _) => {
-            let to =
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
-            by_port(to.scope(RouteScope::Link), route)
-        }
-        (IpNet::V6(net), gateway) => {
-            let to =
-                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
-            match gateway {
-                Some(IpAddr::V6(gateway)) => by_port(to.gateway(gateway).onlink(), route),
-                _ => by_port(to, route),
-            }
-        }
-    }
-}
-
-fn by_port<T>(route_to: RouteMessageBuilder<T>, route: &Route) -> RouteMessage {
-    let mine = route_to.protocol(RouteProtocol::from(MARK)).table_id(route.table).priority(route.metric);
-    mine.output_interface(route.ifindex.0).build()
-}
-
-/// A rule: what comes from `from` is routed by `table`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rule {
-    /// Source subnet.
-    pub from: IpNet,
-    /// Routing table.
-    pub table: u32,
-}
-
-/// Makes a rule; one that is there already is fine.
-pub fn add_rule(rule: &Rule) -> Change {
-    Change {
-        message: RouteNetlinkMessage::NewRule(rule_message(rule)),
-        flags: NLM_F_CREATE | NLM_F_EXCL,
-        fine: &[libc::EEXIST],
-    }
-}
-
-/// Removes a rule; one that is gone is fine.
-pub fn remove_rule(rule: &Rule) -> Change {
-    Change {
-        message: RouteNetlinkMessage::DelRule(rule_message(rule)),
-        flags: 0,
-        fine: &[libc::ENOENT, libc::ESRCH],
-    }
-}
-
-fn rule_message(rule: &Rule) -> RuleMessage {
-    let mut m = RuleMessage::default();
-    m.header.family = family(rule.from.addr()).0;
-    m.header.src_len = rule.from.prefix_len();
-    m.header.action = RuleAction::ToTable;
-    m.attributes.push(RuleAttribute::Source(rule.from.network()));
-    m.attributes.push(RuleAttribute::Table(rule.table));
-    m.attributes.push(RuleAttribute::Priority(TABLE_BASE));
-    m.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(MARK)));
-    m
 }
 
 /// The socket for requests.
@@ -383,14 +280,14 @@ impl Requests {
             request.header.address_family = family;
             for m in self.dump_parsed(RouteNetlinkMessage::GetRoute(request))? {
                 if let RouteNetlinkMessage::NewRoute(r) = m {
-                    routes.extend(route(&r));
+                    routes.extend(steering::route(&r));
                 }
             }
             let mut request = RuleMessage::default();
             request.header.family = family;
             for m in self.dump_parsed(RouteNetlinkMessage::GetRule(request))? {
                 if let RouteNetlinkMessage::NewRule(r) = m {
-                    rules.extend(rule(&r));
+                    rules.extend(steering::rule(&r));
                 }
             }
         }
@@ -477,76 +374,6 @@ pub fn assigned(m: &AddressMessage) -> Option<Assigned> {
         }
     }
     Some(Assigned { ifindex: IfIndex(m.header.index), address: local.or(address)?, ours })
-}
-
-/// What a route message says, if it is one of ours.
-pub fn route(m: &RouteMessage) -> Option<Route> {
-    if u8::from(m.header.protocol) != MARK {
-        return None;
-    }
-    let v4 = m.header.address_family == AddressFamily::Inet;
-    let any: IpAddr = if v4 { [0u8; 4].into() } else { [0u8; 16].into() };
-    let ip = |a: &RouteAddress| match a {
-        RouteAddress::Inet(a) => Some(IpAddr::from(*a)),
-        RouteAddress::Inet6(a) => Some(IpAddr::from(*a)),
-        _ => None,
-    };
-    let (mut destination, mut table) = (any, u32::from(m.header.table));
-    let (mut ifindex, mut metric, mut gateway) = (IfIndex(0), 0, None);
-    for a in &m.attributes {
-        match a {
-            RouteAttribute::Destination(d) => destination = ip(d)?,
-            RouteAttribute::Gateway(g) => gateway = ip(g),
-            RouteAttribute::Oif(i) => ifindex = IfIndex(*i),
-            RouteAttribute::Priority(p) => metric = *p,
-            RouteAttribute::Table(t) => table = *t,
-            _ => {}
-        }
-    }
-    let destination = IpNet::new(destination, m.header.destination_prefix_length).ok()?;
-    Some(Route { table, destination, metric, ifindex, gateway })
-}
-
-/// What a rule message says, if it is one of ours.
-pub fn rule(m: &RuleMessage) -> Option<Rule> {
-    let (mut from, mut table, mut ours) = (None, u32::from(m.header.table), false);
-    for a in &m.attributes {
-        match a {
-            RuleAttribute::Source(s) => from = IpNet::new(*s, m.header.src_len).ok(),
-            RuleAttribute::Table(t) => table = *t,
-            RuleAttribute::Protocol(p) => ours = u8::from(*p) == MARK,
-            _ => {}
-        }
-    }
-    from.filter(|_| ours).map(|from| Rule { from, table })
-}
-
-/// The routes and rules of every segment: what there is to be, and what was last made.
-#[derive(Default)]
-pub struct Steering {
-    made: BTreeMap<String, Vec<Route>>,
-}
-
-impl Steering {
-    /// The changes that bring a segment's routes to `wanted` and make sure of its rules.
-    pub fn changes(&mut self, segment: &str, wanted: Vec<Route>, rules: &[Rule]) -> Vec<Change> {
-        let same = |a: &Route, b: &Route| (a.destination, a.metric) == (b.destination, b.metric);
-        let before = self.made.remove(segment).unwrap_or_default();
-        let gone = before.iter().filter(|b| !wanted.iter().any(|w| same(w, b)));
-        let changes = wanted
-            .iter()
-            .map(add_route)
-            .chain(rules.iter().map(add_rule))
-            .chain(gone.map(remove_route))
-            .collect();
-        self.made.insert(segment.to_owned(), wanted);
-        changes
-    }
-
-    /// Is this route wanted?
-    pub fn has(&self, route: &Route) -> bool {
-        self.made.values().flatten().any(|r| r == route)
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::sysctl::{self, SysctlError};
 use crate::config::AgentConfig;
 use crate::control::{self, LockError};
 use crate::fast::netlink::{self, Requests};
+use crate::fast::steering;
 use crate::io::kernel::{self, KernelError};
 use crate::store::{FileStore, StoreError};
 
@@ -59,8 +60,8 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
     let ours: Vec<_> = addresses.iter().filter(|a| a.ours).collect();
     let (routes, rules) = requests.marked().map_err(CleanError::Netlink)?;
     let changes = ours.iter().map(|a| netlink::remove_address(a.ifindex, a.address));
-    let changes = changes.chain(rules.iter().map(netlink::remove_rule));
-    let changes: Vec<_> = changes.chain(routes.iter().map(netlink::remove_route)).collect();
+    let changes = changes.chain(rules.iter().map(steering::remove_rule));
+    let changes: Vec<_> = changes.chain(routes.iter().map(steering::remove_route)).collect();
     let failed = requests.apply(changes).map_err(CleanError::Netlink)?;
     if let Some((_, error)) = failed.into_iter().find(|(_, e)| e.raw_os_error() != Some(libc::EADDRNOTAVAIL))
     {
