@@ -71,6 +71,8 @@ pub fn measure(lab: &Lab, node: &Node, phase: &mut Phase) -> Result<Sample> {
     let back = || node.carrier.first(port.index(), true, cut).is_some();
     // Late for a delayed event; the next cut is of the other port, which is why it is no error.
     let _ = wait_until("the carrier's return", Duration::from_millis(50), back);
+    // The next run is to measure the node, not a switch that does not forward yet.
+    wait_until("the switch to forward", LIMIT, || port.forwards().unwrap_or(false))?;
     std::thread::sleep(node.system.recovery());
     sample.with_context(|| format!("{} after a cut of {}", node.kind.name(), port.interface()))
 }

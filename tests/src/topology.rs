@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::error::LabError;
+use crate::error::{Context, LabError};
 use crate::host::Host;
 use crate::netlink::VethEnd;
 use crate::wire::Mac;
@@ -361,6 +361,18 @@ impl Port {
     /// What the kernel says.
     pub fn restore(&self) -> Result<Duration, LabError> {
         self.switches.netlink().set_up(self.far_index, true)
+    }
+
+    /// Does the switch forward what comes from this port, and to it? A switch takes a port into use again only when it has
+    /// noticed the carrier itself, which a kernel that delays events may do up to a second late.
+    ///
+    /// # Errors
+    /// When the switch end is gone.
+    pub fn forwards(&self) -> Result<bool, LabError> {
+        const FORWARDING: &str = "3"; // BR_STATE_FORWARDING
+        let file = format!("/sys/class/net/{}/brport/state", self.switch_end());
+        let state = self.switches().enter(|| std::fs::read_to_string(&file))?;
+        Ok(state.context(|| format!("read {file} of the switch"))?.trim() == FORWARDING)
     }
 
     /// `ip link set ... down` on the host; routes and IPv6 addresses of the interface go with it.
