@@ -16,8 +16,9 @@ CARGO ?= $(shell command -v cargo || echo /usr/bin/cargo)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BPF_LINKER_VERSION := 0.13.0
-# What the build needs; then what only the lints and only the benchmarks need.
+# What the build needs; then what only the tests, the lints and the benchmarks need.
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2
+TEST_PACKAGES := iputils-ping
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -33,7 +34,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-lint setup-bench build demo test lint bench install
+.PHONY: help setup setup-test setup-lint setup-bench build demo test lint bench install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -46,6 +47,9 @@ setup:
 			--no-default-features --features llvm-22; \
 	fi
 	@echo "setup: everything is installed"
+
+setup-test: setup
+	$(call install,$(TEST_PACKAGES))
 
 # A rustup toolchain brings its own.
 setup-lint: setup
@@ -66,7 +70,7 @@ demo: setup
 	target/debug/baton demo
 
 # Tests that build topologies run beside each other; those that fill both processors are few.
-test: build
+test: build setup-test
 	@[ "$$(id -u)" = 0 ] || { echo "test: the tests make network namespaces and load kernel programs; run them as root"; exit 1; }
 	$(CARGO) test --locked --workspace --all-targets -- --test-threads=4
 
