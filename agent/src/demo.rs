@@ -197,7 +197,7 @@ impl<'a> Demo<'a> {
             .wait_for_replies(500, clock::now(), PATIENCE)
             .context("the client got no answer any more")?;
         let seen = self.probe.result();
-        let (from, to) = (at.saturating_sub(Duration::from_millis(1)), at + Duration::from_millis(250));
+        let (from, to) = (at, at + Duration::from_millis(250));
         let gap = seen.longest_gap(from, to).map_or(Duration::ZERO, |g| g.length());
         let usual =
             seen.longest_gap(at - Duration::from_millis(250), at).map_or(Duration::ZERO, |g| g.length());

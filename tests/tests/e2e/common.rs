@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use baton_lab::agent::{Agent, AgentConfig};
+use baton_lab::host::wait_until;
 use baton_lab::{AnswerKind, Cable, HostSpec, Kind, Lab, Mac, Port, Topology, Watcher, clock};
 
 /// Long enough for everything that happens at all.
@@ -29,7 +30,21 @@ pub fn lab(name: &str, ports: usize, cable: Cable) -> Result<Lab> {
         .address("p0", "10.0.0.100/24")
         .address("p0", "fd00:10::100/64");
     let lab = Topology::new(name).segment("office").host(client).host(node).build()?;
+    for host in ["client", "fs1"] {
+        wait_until("duplicate-address detection to end", LONG, || settled(&lab, host).unwrap_or(false))?;
+    }
     Ok(lab)
+}
+
+/// No address of the host is tentative. Until then a port doesn't ask for its neighbours' MAC addresses, and what waits
+/// for them is lost beyond a hundred packets.
+fn settled(lab: &Lab, host: &str) -> Result<bool> {
+    const TENTATIVE: u32 = 0x40; // IFA_F_TENTATIVE
+    let list = lab.host(host)?.enter(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6"))??;
+    let flags = list.lines().filter_map(|line| line.split_whitespace().nth(4));
+    let mut flags = flags.filter_map(|flags| u32::from_str_radix(flags, 16).ok());
+    // Every port has at least its link-local address.
+    Ok(list.lines().any(|line| !line.ends_with(" lo")) && flags.all(|flags| flags & TENTATIVE == 0))
 }
 
 /// The node's configuration, without servers; the hold-down is short.
