@@ -44,7 +44,9 @@ fn settled(lab: &Lab, host: &str) -> Result<bool> {
     let flags = list.lines().filter_map(|line| line.split_whitespace().nth(4));
     let mut flags = flags.filter_map(|flags| u32::from_str_radix(flags, 16).ok());
     // Every port has at least its link-local address.
-    Ok(list.lines().any(|line| !line.ends_with(" lo")) && flags.all(|flags| flags & TENTATIVE == 0))
+    let ports = lab.ports().filter(|port| port.host().name() == host).count();
+    let listed = list.lines().filter(|line| !line.ends_with(" lo")).count();
+    Ok(listed >= ports && flags.all(|flags| flags & TENTATIVE == 0))
 }
 
 /// The node's configuration, without servers; the hold-down is short.
