@@ -210,6 +210,9 @@ impl Filter {
             EventKind::Started { .. }
             | EventKind::InterfaceAbsent { .. }
             | EventKind::Port { .. }
+            | EventKind::Segment { .. }
+            | EventKind::TargetSilent { .. }
+            | EventKind::TargetAnswers { .. }
             | EventKind::Stranded { .. }
             | EventKind::FailoverDone { .. }
             | EventKind::SteeringDeleted { .. }

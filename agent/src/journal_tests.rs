@@ -27,6 +27,7 @@ fn a_record_is_one_line_and_reads_back_the_same() {
             from: baton_core::PortState::Good,
             to: baton_core::PortState::Down,
             reason: Some(baton_core::Reason::CarrierLost),
+            evidence: None,
         },
         EventKind::Failover {
             kind: baton_core::FailoverKind::Port,

@@ -42,5 +42,15 @@ pub struct Diagnostics {
     pub claims_unreported: u64,
     /// Replies handed from the port that routing chose to the port that the address is bound to.
     pub redirected: u64,
+    /// Probe frames that were too short, dropped.
+    pub probes_truncated: u64,
+    /// Probe frames of another version or kind, dropped.
+    pub probes_version: u64,
+    /// Probe frames with a wrong tag, dropped: a foreign key, or a forgery.
+    pub probes_forged: u64,
+    /// Probe frames that had come before, were older than the window of 64, or of another incarnation; dropped.
+    pub probes_replayed: u64,
+    /// Probe frames with a right tag that belong to no path of this port; passed on.
+    pub probes_unknown: u64,
 }
-layout!(Diagnostics, 32);
+layout!(Diagnostics, 72);

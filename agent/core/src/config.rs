@@ -34,6 +34,8 @@ pub struct PortConfig {
 /// Time limits; cluster-wide where there is a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
+    /// Time between two probes of a path; 1 ms to 1 s.
+    pub probe_interval: Duration,
     /// How long a port that came back is held before it is used again, the first time.
     pub hold_down: Duration,
     /// Most that the hold-down grows to: it doubles with every failure until the port has been good for this long.
@@ -45,6 +47,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Timing {
+            probe_interval: Duration::from_millis(10),
             hold_down: Duration::from_secs(1),
             hold_down_max: Duration::from_secs(60),
             announce_repeat: [10, 100, 1000].map(Duration::from_millis).to_vec(),
@@ -61,6 +64,9 @@ pub struct Segment {
     pub subnets: Vec<IpNet>,
     /// Next hop for clients outside the subnets: at most one of each family.
     pub gateway: Vec<IpAddr>,
+    /// Hosts to ask by ARP or neighbour solicitation from each port whether the segment is alive: those configured and the
+    /// gateways, sorted, each once.
+    pub probe_targets: Vec<IpAddr>,
     /// What happens when a port is good again.
     pub port_failback: PortFailback,
 }

@@ -51,6 +51,34 @@ pub enum EventKind {
         /// Why, if it is worse.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         reason: Option<Reason>,
+        /// What the verdict was drawn from, where it was drawn from probes or counters.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        evidence: Option<Box<Evidence>>,
+    },
+    /// What the paths of a segment say has changed.
+    Segment {
+        /// Its name.
+        segment: String,
+        /// What they said before.
+        from: Finding,
+        /// What they say now.
+        to: Finding,
+        /// From what.
+        evidence: Box<Evidence>,
+    },
+    /// A probe target no longer answers at any port of its segment, while the ports hear one another.
+    TargetSilent {
+        /// The segment.
+        segment: String,
+        /// The target.
+        target: IpAddr,
+    },
+    /// It answers again.
+    TargetAnswers {
+        /// The segment.
+        segment: String,
+        /// The target.
+        target: IpAddr,
     },
     /// Addresses go to other ports.
     Failover {
@@ -137,6 +165,62 @@ pub enum EventKind {
     },
 }
 
+/// What the paths of a segment, all together, say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// Nothing yet, or there is nothing to watch: fewer than two usable ports.
+    #[default]
+    Unknown,
+    /// Every path is heard.
+    Whole,
+    /// The silent paths are those of the ports that are silent.
+    PortsSilent,
+    /// Some paths are silent, but every port has been shown to send and to receive: nobody is to blame.
+    PathsSilent,
+    /// Some paths are silent, and it can't be told which port is to blame. Nothing moves.
+    Undecided,
+    /// Every path is silent and nothing shows that any port works: the segment itself is gone. Nothing moves.
+    Gone,
+}
+
+impl Finding {
+    /// The word used in status and events.
+    pub fn word(self) -> &'static str {
+        match self {
+            Finding::Unknown => "unknown",
+            Finding::Whole => "whole",
+            Finding::PortsSilent => "ports_silent",
+            Finding::PathsSilent => "paths_silent",
+            Finding::Undecided => "undecided",
+            Finding::Gone => "gone",
+        }
+    }
+}
+
+/// What a verdict was drawn from, for people. Ports by name; times in milliseconds before the verdict.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Silent paths, as `eth0>eth1 33 ms`: last heard so long ago (`never` where it never was).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub silent: Vec<String>,
+    /// Paths that are heard, as `eth1>eth2`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub heard: Vec<String>,
+    /// Targets that answer, as `eth1 10.0.0.1`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub answered: Vec<String>,
+    /// Targets that don't.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unanswered: Vec<String>,
+    /// Ports that received clients' packets since the silence began.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unicast: Vec<String>,
+    /// Lost shares, as `eth0>eth1 5.1 %` or `eth0 receive errors 3.0 %`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub loss: Vec<String>,
+}
+
 /// Kind of a failover, as in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -157,6 +241,16 @@ pub enum Reason {
     InterfaceGone,
     /// The kernel programs could not be put on the port.
     AttachFailed,
+    /// The port, with carrier, neither sends nor receives.
+    Silent,
+    /// The port, with carrier, receives nothing.
+    ReceiveSilent,
+    /// The port, with carrier, sends nothing.
+    TransmitSilent,
+    /// The port loses frames.
+    Loss,
+    /// The port counts errors.
+    Errors,
     /// Addresses without a usable port, or on a held one, find a better port.
     PortReturned,
     /// A port is good again and takes its share (`port_failback = "spread"`).
@@ -171,6 +265,11 @@ impl Reason {
             Reason::AdminDown => "admin_down",
             Reason::InterfaceGone => "interface_gone",
             Reason::AttachFailed => "attach_failed",
+            Reason::Silent => "silent",
+            Reason::ReceiveSilent => "receive_silent",
+            Reason::TransmitSilent => "transmit_silent",
+            Reason::Loss => "loss",
+            Reason::Errors => "errors",
             Reason::PortReturned => "port_returned",
             Reason::PortFailback => "port_failback",
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Effect};
+use crate::{Config, Effect, LinkErrors, Reading};
 
 /// Kernel index of a network interface; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub enum Input {
     Claim(Claim),
     /// Kernel programs and settings of a port are in place ([`Effect::Attach`] done).
     Attached(IfIndex, Attachment),
+    /// What the path table holds.
+    Paths(Reading),
     /// Traffic since the last sample.
     Sample(Sample),
     /// The store holds our own write: this node owns the virtual server (lease.md, rule R6).
@@ -77,6 +79,8 @@ pub struct Sample {
     pub bytes: BTreeMap<IpAddr, u64>,
     /// Speed of each port in bytes per second, where it is known.
     pub speed: BTreeMap<IfIndex, u64>,
+    /// What each port counted in that time, where it is known.
+    pub errors: BTreeMap<IfIndex, LinkErrors>,
 }
 
 /// A complete reading of the kernel's links and of the addresses that matter: those of ours and those equal to a virtual IP.

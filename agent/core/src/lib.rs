@@ -11,14 +11,19 @@ mod effect;
 mod event;
 mod input;
 mod machine;
+mod path;
 mod snapshot;
 mod spread;
 mod time;
 
 pub use config::Config;
 pub use effect::Effect;
-pub use event::{Event, EventKind, FailoverKind, Reason, Rebinding, Stage};
+pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage};
 pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Sample, Start};
 pub use machine::Machine;
-pub use snapshot::{AddressView, ConflictView, NodeView, PortState, PortView, ServerView, Snapshot};
+pub use path::{LinkErrors, PathSample, Reading, TargetSample};
+pub use snapshot::{
+    AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
+    TargetView, Watcher,
+};
 pub use time::Time;

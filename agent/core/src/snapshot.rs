@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, Reason};
+use crate::{Attachment, Finding, Reason};
 
 /// The whole view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,12 @@ pub struct Snapshot {
     pub ports: Vec<PortView>,
     /// Every virtual server.
     pub virtual_servers: Vec<ServerView>,
+    /// What the paths of each segment say.
+    pub segments: Vec<SegmentView>,
+    /// Every path between ports of this node.
+    pub paths: Vec<PathView>,
+    /// Every probe target at every port.
+    pub targets: Vec<TargetView>,
     /// Virtual IPs that an interface or a host outside Baton's care also holds.
     pub conflicts: Vec<ConflictView>,
     /// Failovers and moves in this agent's life.
@@ -101,6 +107,61 @@ pub struct PortView {
     pub addresses: usize,
     /// Bytes per second of the virtual IPs bound to it, both directions.
     pub rate: u64,
+}
+
+/// A segment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SegmentView {
+    /// Name.
+    pub name: String,
+    /// What its paths say.
+    pub finding: Finding,
+}
+
+/// Who does a thing that the kernel does where it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Watcher {
+    /// The kernel programs, whatever the agent does.
+    Kernel,
+    /// The agent.
+    Agent,
+}
+
+/// A path between two ports of this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathView {
+    /// Its segment.
+    pub segment: String,
+    /// The sending port.
+    pub from: String,
+    /// The receiving port.
+    pub to: String,
+    /// Is it heard? `None`: not known yet.
+    pub heard: Option<bool>,
+    /// Milliseconds since it was last heard, as of the last reading; `None`: never heard.
+    pub heard_ms: Option<u64>,
+    /// Lost share of its probes, 0 to 1, exponentially weighted; `None`: not known yet.
+    pub loss: Option<f64>,
+    /// The last round-trip time over it and the opposite path, in microseconds.
+    pub rtt_us: Option<f64>,
+    /// Who echoes its probes; `None`: nobody yet.
+    pub echo: Option<Watcher>,
+    /// Who watches for its silence.
+    pub timer: Watcher,
+}
+
+/// A probe target as asked from one port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetView {
+    /// Its segment.
+    pub segment: String,
+    /// The asking port.
+    pub port: String,
+    /// The target.
+    pub target: IpAddr,
+    /// Does it answer? `None`: not known yet.
+    pub answers: Option<bool>,
 }
 
 /// A virtual server.

@@ -20,6 +20,7 @@ fn config(spread: bool) -> Config {
         name: name.into(),
         subnets: subnets.iter().map(|s| s.parse().unwrap()).collect(),
         gateway: vec![],
+        probe_targets: vec![],
         port_failback: failback,
     };
     let server = |name: &str, priority, addresses: &[&str]| VirtualServer {

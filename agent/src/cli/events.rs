@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use baton_core::{Event, EventKind, FailoverKind, Reason, Rebinding};
+use baton_core::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding};
 
 use super::CliError;
 use super::text::{count, one_line};
@@ -116,9 +116,20 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::InterfaceAbsent { interface } => {
             format!("port {interface} does not exist; waiting for it")
         }
-        EventKind::Port { interface, segment, from, to, reason } => {
+        EventKind::Port { interface, segment, from, to, reason, evidence } => {
             let reason = reason.map_or_else(String::new, |r| format!(": {}", plain(r)));
-            format!("port {interface} ({segment}) {} -> {}{reason}", from.word(), to.word())
+            let evidence = evidence.as_deref().map_or_else(String::new, |e| format!(" [{}]", shown(e)));
+            format!("port {interface} ({segment}) {} -> {}{reason}{evidence}", from.word(), to.word())
+        }
+        EventKind::Segment { segment, from, to, evidence } => {
+            let words = |f: Finding| f.word().replace('_', " ");
+            format!("segment {segment} {} -> {} [{}]", words(*from), words(*to), shown(evidence))
+        }
+        EventKind::TargetSilent { segment, target } => {
+            format!("target {target} answers nowhere in segment {segment}, whose ports hear one another")
+        }
+        EventKind::TargetAnswers { segment, target } => {
+            format!("target {target} answers in segment {segment} again")
         }
         EventKind::Failover { kind, reason, moves } => {
             let FailoverKind::Port = kind;
@@ -161,6 +172,24 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::Resynced => "notifications were lost; links and addresses have been read again".to_owned(),
         EventKind::EffectFailed { effect, error } => format!("FAILED: {effect}: {error}"),
     }
+}
+
+/// What a verdict was drawn from.
+fn shown(evidence: &Evidence) -> String {
+    let parts = [
+        ("silent", &evidence.silent),
+        ("heard", &evidence.heard),
+        ("answers", &evidence.answered),
+        ("no answer", &evidence.unanswered),
+        ("clients heard at", &evidence.unicast),
+        ("loss", &evidence.loss),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(what, list)| format!("{what}: {}", list.join(", ")))
+        .collect();
+    if parts.is_empty() { "no evidence".to_owned() } else { parts.join("; ") }
 }
 
 fn plain(reason: Reason) -> String {

@@ -66,6 +66,9 @@ pub(super) fn status() -> Status {
             server("projects", &[("10.0.0.10", Some("eth0")), ("fd00:10::10", Some("eth0"))]),
             server("homes", &[("10.0.0.11", None)]),
         ],
+        segments: Vec::new(),
+        paths: Vec::new(),
+        targets: Vec::new(),
         conflicts: vec![ConflictView {
             address: "10.0.0.10".parse().expect("an address"),
             interface: "eth1".into(),

@@ -68,6 +68,7 @@ fn events_are_one_line_each() {
         from: PortState::Good,
         to: PortState::Down,
         reason: Some(Reason::CarrierLost),
+        evidence: None,
     };
     assert_eq!(
         describe(&record(60, port)),

@@ -1,6 +1,6 @@
 //! What spans sections: names that must be known or unique, addresses against subnets, totals.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::problem::Findings;
 use super::reader::{At, nearest};
 use super::sections::{Listen, Raw, RawSegment, RawServer, RawTiming};
 use super::{
-    AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, ProbingConfig, StoreConfig,
-    StoreKind, TelemetryConfig,
+    AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, StoreConfig, StoreKind,
+    TelemetryConfig,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
@@ -32,8 +32,8 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         check_hosts(segment, f);
     }
     check_servers(&raw, f);
-    let (timing, probing) = timing(&raw.timing, f);
-    let agent = agent_config(&raw, probing, f);
+    let (timing, lease) = timing(&raw.timing, f);
+    let agent = agent_config(&raw, lease, f);
     Some((
         Config { node: node?, ports: ports(&raw), timing, segments: segments(&raw), servers: servers(&raw) },
         agent,
@@ -401,7 +401,7 @@ fn is_link_local6(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, ProbingConfig) {
+fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, Duration) {
     let defaults = Timing::default();
     let value = |d: &Option<At<Duration>>, default| d.as_ref().map_or(default, |d| d.value);
     let say = |d: Duration| humantime::format_duration(d).to_string();
@@ -422,7 +422,7 @@ fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, ProbingConfig) {
             "lower it, or raise `hold_down_max`",
         );
     }
-    let interval = value(&raw.probe_interval, Duration::from_millis(10));
+    let interval = value(&raw.probe_interval, defaults.probe_interval);
     let lease = value(&raw.lease, Duration::from_millis(50));
     if lease < 2 * interval {
         f.error(
@@ -451,10 +451,10 @@ fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, ProbingConfig) {
             list.value.iter().map(|d| d.value).collect()
         }
     };
-    (Timing { hold_down, hold_down_max, announce_repeat }, ProbingConfig { interval, lease })
+    (Timing { probe_interval: interval, hold_down, hold_down_max, announce_repeat }, lease)
 }
 
-fn agent_config(raw: &Raw, probing: ProbingConfig, f: &mut Findings) -> AgentConfig {
+fn agent_config(raw: &Raw, lease: Duration, f: &mut Findings) -> AgentConfig {
     let socket = raw.socket.as_ref().filter(|s| s.value.as_os_str().len() > SOCKET_PATH_MAX);
     if let Some(socket) = socket {
         f.error(
@@ -489,13 +489,7 @@ fn agent_config(raw: &Raw, probing: ProbingConfig, f: &mut Findings) -> AgentCon
                 Some(Listen::Off) => None,
             },
         },
-        probing,
-        probe_targets: raw
-            .segments
-            .iter()
-            .filter_map(|s| Some((s.name.as_ref()?.value.clone(), values(&s.probe_targets))))
-            .filter(|(_, targets)| !targets.is_empty())
-            .collect::<BTreeMap<_, _>>(),
+        lease,
     }
 }
 
@@ -519,6 +513,7 @@ fn segments(raw: &Raw) -> Vec<Segment> {
             name: s.name.as_ref()?.value.clone(),
             subnets: values(&s.subnets),
             gateway: values(&s.gateway),
+            probe_targets: hosts(s),
             port_failback: match s.port_failback.as_ref().map(|w| w.value.as_str()) {
                 Some("stay") => PortFailback::Stay,
                 _ => PortFailback::Spread,
@@ -526,6 +521,12 @@ fn segments(raw: &Raw) -> Vec<Segment> {
         })
     };
     raw.segments.iter().filter_map(segment).collect()
+}
+
+/// Whom to ask whether the segment is alive: probe targets and gateways.
+fn hosts(segment: &RawSegment) -> Vec<IpAddr> {
+    let all = segment.probe_targets.iter().chain(&segment.gateway).map(|h| h.value);
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn servers(raw: &Raw) -> Vec<VirtualServer> {

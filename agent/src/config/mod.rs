@@ -25,8 +25,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,10 +63,8 @@ pub struct AgentConfig {
     pub paths: PathsConfig,
     /// HTTP.
     pub telemetry: TelemetryConfig,
-    /// Probing between ports and nodes.
-    pub probing: ProbingConfig,
-    /// Hosts to ask by ARP or ND whether a segment is alive, by the segment's name.
-    pub probe_targets: BTreeMap<String, Vec<IpAddr>>,
+    /// Length of the lease; 5 ms to 60 s, at least twice the probe interval.
+    pub lease: Duration,
 }
 
 /// `[store]`.
@@ -109,15 +106,6 @@ pub struct PathsConfig {
 pub struct TelemetryConfig {
     /// Where HTTP is served; `None`: nowhere.
     pub listen: Option<SocketAddr>,
-}
-
-/// The part of `[timing]` that belongs to probes and leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbingConfig {
-    /// Time between two probes of a path; 1 ms to 1 s.
-    pub interval: Duration,
-    /// Length of the lease; 5 ms to 60 s, at least twice the interval.
-    pub lease: Duration,
 }
 
 /// Reads and checks the file.

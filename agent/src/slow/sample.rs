@@ -69,6 +69,7 @@ impl Sampler {
                             over: now - then,
                             bytes: since(&before, after),
                             speed: speeds(&self.interfaces),
+                            errors: BTreeMap::new(),
                         };
                         if self.inputs.send(Input::Sample(sample)).await.is_err() {
                             return;

@@ -107,6 +107,9 @@ impl Metrics {
             EventKind::Started { .. }
             | EventKind::InterfaceAbsent { .. }
             | EventKind::Port { .. }
+            | EventKind::Segment { .. }
+            | EventKind::TargetSilent { .. }
+            | EventKind::TargetAnswers { .. }
             | EventKind::Stranded { .. }
             | EventKind::AddressDeleted { .. }
             | EventKind::SteeringDeleted { .. }

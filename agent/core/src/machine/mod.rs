@@ -31,8 +31,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reason, Sample,
-    Time,
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reading, Reason,
+    Sample, Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -137,6 +137,7 @@ impl Machine {
             Input::Resync(found) => self.resync(found),
             Input::Claim(claim) => self.claim(claim),
             Input::Attached(ifindex, attachment) => self.attached(ifindex, attachment),
+            Input::Paths(_) => {}
             Input::Sample(sample) => self.sample(&sample),
             Input::Owned(server, owner) => self.owned(&server, owner),
             Input::Failed(effect, error) => self.failed(*effect, error),
@@ -144,6 +145,11 @@ impl Machine {
         }
         self.due();
         std::mem::take(&mut self.out)
+    }
+
+    /// Would this reading change a verdict? The driver reads the path table often and hands over only readings that would.
+    pub fn is_news(&self, _now: Time, _reading: &Reading) -> bool {
+        false
     }
 
     /// When [`Input::Wake`] is wanted; `None`: only when something happens.

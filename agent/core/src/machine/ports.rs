@@ -246,6 +246,6 @@ impl Machine {
     fn port_event(&mut self, p: usize, from: PortState, reason: Option<Reason>) {
         let port = &self.ports[p];
         let (interface, segment, to) = (port.interface.clone(), port.segment.clone(), port.state);
-        self.event(EventKind::Port { interface, segment, from, to, reason });
+        self.event(EventKind::Port { interface, segment, from, to, reason, evidence: None });
     }
 }

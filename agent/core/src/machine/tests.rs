@@ -29,6 +29,7 @@ fn config(ports: &[&str], servers: &[(&str, u32, &[&str])]) -> Config {
             name: "office".into(),
             subnets: vec!["10.0.0.0/24".parse().unwrap(), "fd00:10::/64".parse().unwrap()],
             gateway: vec![],
+            probe_targets: vec![],
             port_failback: PortFailback::Stay,
         }],
         servers: servers
@@ -161,6 +162,7 @@ fn a_lost_carrier_moves_the_address_before_it_leaves_the_old_port() {
         from: PortState::Good,
         to: PortState::Down,
         reason: Some(Reason::CarrierLost),
+        evidence: None,
     };
     assert_eq!(
         m.handle(S, Input::Link(down(A, "a"))),

@@ -66,6 +66,11 @@ impl CounterReader {
             claims: sum.claims + cpu.claims,
             claims_unreported: sum.claims_unreported + cpu.claims_unreported,
             redirected: sum.redirected + cpu.redirected,
+            probes_truncated: sum.probes_truncated + cpu.probes_truncated,
+            probes_version: sum.probes_version + cpu.probes_version,
+            probes_forged: sum.probes_forged + cpu.probes_forged,
+            probes_replayed: sum.probes_replayed + cpu.probes_replayed,
+            probes_unknown: sum.probes_unknown + cpu.probes_unknown,
         }))
     }
 }

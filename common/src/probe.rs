@@ -1,0 +1,120 @@
+//! The probe frame: what ports tell one another, on layer 2.
+//!
+//! All integers are in network order. The tag is SipHash-2-4 over everything before it, the Ethernet header included,
+//! read as little-endian words.
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 6 | destination: the MAC address of the port it is meant for |
+//! | 6 | 6 | source: the MAC address of the sending port |
+//! | 12 | 2 | EtherType 0x88B5 (IEEE 802 local experimental) |
+//! | 14 | 1 | version |
+//! | 15 | 1 | kind: 1 probe, 2 echo |
+//! | 16 | 4 | number of the sending node |
+//! | 20 | 4 | number of the sending port within its node (its interface index) |
+//! | 24 | 8 | incarnation of the sending node |
+//! | 32 | 8 | sequence: rises with every probe of a path; an echo carries that of the probe it answers |
+//! | 40 | 8 | the sender's boot-time clock when it was sent, nanoseconds |
+//! | 48 | 8 | the latest time of the receiver that the sender has; 0: none |
+//! | 56 | 4 | how long the sender has had that, nanoseconds; the highest value means that or longer |
+//! | 60 | 4 | the low half of the incarnation of the receiver which that time came from |
+//! | 64 | 8 | tag |
+
+use crate::siphash::{SipKey, siphash24};
+
+/// EtherType of probe frames.
+pub const PROBE_ETHERTYPE: u16 = 0x88b5;
+/// Version of the frame's layout.
+pub const PROBE_VERSION: u8 = 1;
+/// Kind: asks for an echo.
+pub const PROBE_KIND_PROBE: u8 = 1;
+/// Kind: answers a probe.
+pub const PROBE_KIND_ECHO: u8 = 2;
+/// Bytes of a probe frame. What an adapter or a switch appends to reach the least length of Ethernet is ignored.
+pub const PROBE_LENGTH: usize = 72;
+
+/// A probe frame as it lies in memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeFrame {
+    /// MAC address of the port it is meant for.
+    pub destination: [u8; 6],
+    /// MAC address of the sending port.
+    pub source: [u8; 6],
+    /// [`PROBE_ETHERTYPE`].
+    pub ethertype: [u8; 2],
+    /// [`PROBE_VERSION`].
+    pub version: [u8; 1],
+    /// [`PROBE_KIND_PROBE`] or [`PROBE_KIND_ECHO`].
+    pub kind: [u8; 1],
+    /// Number of the sending node.
+    pub node: [u8; 4],
+    /// Number of the sending port.
+    pub port: [u8; 4],
+    /// Incarnation of the sending node.
+    pub incarnation: [u8; 8],
+    /// Rises with every probe of a path.
+    pub sequence: [u8; 8],
+    /// When it was sent.
+    pub sent_ns: [u8; 8],
+    /// The latest time of the receiver that the sender has.
+    pub returned_ns: [u8; 8],
+    /// For how long it has had it.
+    pub held_ns: [u8; 4],
+    /// Of which incarnation (low half).
+    pub returned_incarnation: [u8; 4],
+    /// SipHash-2-4 of all that is before.
+    pub tag: [u8; 8],
+}
+const _: () = assert!(size_of::<ProbeFrame>() == PROBE_LENGTH && align_of::<ProbeFrame>() == 1);
+
+impl ProbeFrame {
+    /// The tag that the frame must carry.
+    #[inline(always)]
+    pub fn expected_tag(&self, key: SipKey) -> u64 {
+        let words = core::ptr::from_ref(self).cast::<u64>();
+        // SAFETY: the frame is 72 bytes, of which eight words are read; it need not be aligned.
+        let word = |i| u64::from_le(unsafe { words.add(i).read_unaligned() });
+        siphash24(key, [word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)])
+    }
+
+    /// Does it carry the right tag? Takes as long for a wrong one.
+    #[inline(always)]
+    pub fn verify(&self, key: SipKey) -> bool {
+        self.expected_tag(key) ^ u64::from_le_bytes(self.tag) == 0
+    }
+
+    /// Writes the tag; the last thing to do.
+    #[inline(always)]
+    pub fn seal(&mut self, key: SipKey) {
+        self.tag = self.expected_tag(key).to_le_bytes();
+    }
+}
+
+/// Why a frame is not a probe frame that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeRefused {
+    /// Shorter than [`PROBE_LENGTH`], or of another EtherType.
+    Truncated,
+    /// Of another version, or of no known kind.
+    Version,
+    /// Its tag is wrong.
+    Forged,
+}
+
+/// Reads a frame, as the kernel program does.
+///
+/// # Errors
+/// [`ProbeRefused`], in the order in which the kernel program looks.
+pub fn parse_probe(bytes: &[u8], key: SipKey) -> Result<ProbeFrame, ProbeRefused> {
+    let bytes = bytes.get(..PROBE_LENGTH).ok_or(ProbeRefused::Truncated)?;
+    // SAFETY: as many bytes are there; the frame is made of bytes, so any content is valid and nothing is misaligned.
+    let frame = unsafe { bytes.as_ptr().cast::<ProbeFrame>().read() };
+    if frame.ethertype != PROBE_ETHERTYPE.to_be_bytes() {
+        return Err(ProbeRefused::Truncated);
+    }
+    if frame.version != [PROBE_VERSION] || !matches!(frame.kind, [PROBE_KIND_PROBE] | [PROBE_KIND_ECHO]) {
+        return Err(ProbeRefused::Version);
+    }
+    if frame.verify(key) { Ok(frame) } else { Err(ProbeRefused::Forged) }
+}
