@@ -25,6 +25,14 @@ impl Frame {
         Some(unsafe { &*((self.start + offset) as *const T) })
     }
 
+    /// The same, to be changed. No other reference to these bytes may be in use.
+    #[inline(always)]
+    pub fn at_mut<T>(self, offset: usize) -> Option<&'static mut T> {
+        let header: *const T = self.at::<T>(offset)?;
+        // SAFETY: as in `at`; the frame is writable at the hooks that the programs are attached to.
+        Some(unsafe { &mut *header.cast_mut() })
+    }
+
     /// Bytes that can be read directly.
     #[inline(always)]
     pub fn linear(self) -> usize {

@@ -1,5 +1,6 @@
 //! Baton's kernel programs. They count the traffic of every virtual IP, drop what this node may not serve now, keep
-//! ARP and ND for an address on the port that the address is bound to, and report foreign hosts that claim it.
+//! ARP and ND for an address on the port that the address is bound to, and report foreign hosts that claim it. They
+//! answer probe frames, stamp the paths these came by, and report paths that fall silent.
 //!
 //! | program | hook | judges | counts traffic |
 //! |---|---|---|---|
@@ -27,6 +28,7 @@ mod port_in_full;
 mod port_rx;
 mod port_rx_generic;
 mod port_tx;
+mod probe;
 mod receive;
 
 /// Unreachable: the verifier refuses programs that could get here.

@@ -1,11 +1,16 @@
-//! The maps. All but `REPORTED` are pinned by the agent and outlive it.
+//! The maps. Those that `baton::io::kernel` names are pinned and outlive the agent; the others live as long as the
+//! programs that were loaded with them.
 
-use aya_ebpf::macros::map;
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use baton_common::{
-    BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_PORTS, MAX_SERVERS, MAX_VIPS, Server, bucket4,
-    bucket6,
+    BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_PATHS, MAX_PORTS, MAX_SEEN, MAX_SERVERS,
+    MAX_TARGETS, MAX_VIPS, Path, PathKey, ProbeConfig, Seen, Server, Target, TargetKey, bucket4, bucket6,
 };
+
+use crate::probe::Timer;
 
 /// The virtual IPs, by counter slot.
 #[map]
@@ -31,12 +36,34 @@ pub static DIAGNOSTICS: PerCpuArray<Diagnostics> = PerCpuArray::with_max_entries
 /// MAC addresses of this node's ports, with the interface index of the port.
 #[map]
 pub static OWN_MACS: HashMap<[u8; 6], u32> = HashMap::with_max_entries(MAX_PORTS, 0);
-/// Claims, as [`baton_common::Claim`].
+/// Claims, as [`baton_common::Claim`], and silent paths, as [`baton_common::Silence`].
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 /// When a claim of an address (IPv4 in the first four bytes) was last reported, on the boot-time clock in nanoseconds.
 #[map]
 pub static REPORTED: LruHashMap<[u8; 16], u64> = LruHashMap::with_max_entries(1024, 0);
+
+/// Who this node is to those it probes; one entry.
+#[map]
+pub static PROBE: Array<ProbeConfig> = Array::with_max_entries(1, 0);
+/// Slots of the paths.
+#[map]
+pub static PATH_KEYS: HashMap<PathKey, u32> = HashMap::with_max_entries(MAX_PATHS, 0);
+/// The paths.
+#[map]
+pub static PATHS: Array<Path> = Array::with_max_entries(MAX_PATHS, BPF_F_MMAPABLE);
+/// Timers of the paths, at their slots; a map with timers can't be memory-mapped.
+#[btf_map]
+pub static TIMERS: btf_maps::Array<Timer, { MAX_PATHS as usize }> = btf_maps::Array::new();
+/// Slots of the probe targets.
+#[map]
+pub static TARGET_KEYS: HashMap<TargetKey, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
+/// The probe targets.
+#[map]
+pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, BPF_F_MMAPABLE);
+/// When ports last received a packet to a virtual IP.
+#[map]
+pub static SEEN: Array<Seen> = Array::with_max_entries(MAX_SEEN, BPF_F_MMAPABLE);
 
 /// A virtual IP, as it was when it was looked up.
 #[derive(Clone, Copy)]

@@ -10,6 +10,9 @@ const DESTINATION: u8 = 60;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
+/// In the first byte of an advertisement's flags.
+const SOLICITED: u8 = 0x40;
+
 const SOURCE_LINK_LAYER: u8 = 1;
 const TARGET_LINK_LAYER: u8 = 2;
 
@@ -28,6 +31,8 @@ pub struct Neighbour {
     /// The link-layer address option that tells whose MAC goes with it: the sender's in a solicitation, the target's in
     /// an advertisement.
     pub mac: Option<&'static [u8; 6]>,
+    /// An advertisement that answers a solicitation.
+    pub solicited: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +84,9 @@ pub fn find(frame: Frame, mut next: u8, start: usize, payload: usize) -> Option<
         ADVERTISEMENT => Kind::Advertisement,
         _ => return Some(None),
     };
-    let target = &frame.at::<Message>(offset)?.target;
+    let message = frame.at::<Message>(offset)?;
+    let target = &message.target;
+    let solicited = kind == Kind::Advertisement && message.flags[0] & SOLICITED != 0;
     if offset + size_of::<Message>() > end {
         return None;
     }
@@ -87,7 +94,8 @@ pub fn find(frame: Frame, mut next: u8, start: usize, payload: usize) -> Option<
         Kind::Solicitation => SOURCE_LINK_LAYER,
         Kind::Advertisement => TARGET_LINK_LAYER,
     };
-    Some(Some(Neighbour { kind, target, mac: option(frame, offset + size_of::<Message>(), end, wanted)? }))
+    let mac = option(frame, offset + size_of::<Message>(), end, wanted)?;
+    Some(Some(Neighbour { kind, target, mac, solicited }))
 }
 
 /// The link-layer address option (RFC 4861, 4.6.1). Outer `None`: malformed; inner `None`: there is none.

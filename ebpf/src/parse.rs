@@ -4,6 +4,7 @@
 //! counted as nothing else. So a frame is counted as traffic only if its IP header is complete and the packet it
 //! announces fits into the frame.
 
+use baton_common::PROBE_ETHERTYPE;
 use network_types::arp::ArpHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -29,6 +30,8 @@ const PROTOCOL_UDP: u8 = 17;
 pub enum Verdict {
     Pass,
     Drop,
+    /// Back out by the port it came in by; it has been rewritten.
+    Echo,
     /// Out by another port, with a neighbour resolved there (TC egress only).
     Redirect(u32),
 }
@@ -93,6 +96,8 @@ pub struct Arp {
 
 /// What a hook does with each kind of frame. Everything else is passed.
 pub trait Hook<P: Packet> {
+    /// A frame with the EtherType of probe frames and no VLAN tag.
+    fn probe(&self, packet: &P) -> Verdict;
     /// ARP for IPv4 over Ethernet.
     fn arp(&self, packet: &P, arp: Arp) -> Verdict;
     /// A neighbour solicitation or advertisement.
@@ -151,6 +156,7 @@ fn network<P: Packet>(
         ETHERTYPE_IPV4 => ipv4(packet, hook, frame, offset),
         ETHERTYPE_IPV6 => ipv6(packet, hook, frame, offset),
         ETHERTYPE_ARP => arp(packet, hook, frame, offset),
+        PROBE_ETHERTYPE if offset == ETHERNET && !packet.tag_beside() => Some(hook.probe(packet)),
         _ => Some(Verdict::Pass),
     }
 }

@@ -20,7 +20,7 @@ const ARP_REQUEST: [u8; 2] = [0, 1];
 #[classifier]
 pub fn port_tx(context: TcContext) -> i32 {
     match judge(&Egress::new(&context), &Send { context: &context }) {
-        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Echo => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
         // SAFETY: no parameters are passed; the helper then looks the neighbour up itself.
         Verdict::Redirect(port) => unsafe { bpf_redirect_neigh(port, core::ptr::null_mut(), 0, 0) as i32 },
@@ -32,6 +32,11 @@ struct Send<'a> {
 }
 
 impl Hook<Egress> for Send<'_> {
+    #[inline(always)]
+    fn probe(&self, _packet: &Egress) -> Verdict {
+        Verdict::Pass
+    }
+
     #[inline(always)]
     fn arp(&self, packet: &Egress, arp: Arp) -> Verdict {
         let Some(vip) = vip4(&arp.header.spa) else {

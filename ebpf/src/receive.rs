@@ -11,9 +11,12 @@ use crate::nd::{Kind, Neighbour};
 use crate::packet::Packet;
 use crate::parse::{Arp, Ethernet, Hook, Ip, Verdict};
 use crate::permission::{Permission, coarse_ns};
+use crate::probe;
 
 /// A claim of an address is reported at most once in this time, nanoseconds.
 const REPORT_INTERVAL_NS: u64 = 100_000_000;
+
+const ARP_REPLY: [u8; 2] = [0, 2];
 
 const UNSPECIFIED4: [u8; 4] = [0; 4];
 const UNSPECIFIED6: [u8; 16] = [0; 16];
@@ -28,11 +31,20 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
     for Receive<'_, C, JUDGE, COUNT>
 {
     #[inline(always)]
+    fn probe(&self, packet: &P) -> Verdict {
+        if JUDGE { probe::receive(packet) } else { Verdict::Pass }
+    }
+
+    #[inline(always)]
     fn arp(&self, packet: &P, arp: Arp) -> Verdict {
         if !JUDGE {
             return Verdict::Pass;
         }
         let (sender, target) = (&arp.header.spa, &arp.header.tpa);
+        // An answer to a question without a sender address (RFC 5227, 2.1.1), as the agent asks probe targets.
+        if arp.header.oper == ARP_REPLY && *target == UNSPECIFIED4 {
+            probe::answered(packet, 4, widen(sender), &arp.header.tha, &arp.header.sha);
+        }
         // A probe (RFC 5227) has no sender address and claims nothing.
         let said = match vip4(sender) {
             Some(vip) if *sender != UNSPECIFIED4 => {
@@ -55,6 +67,10 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
     fn neighbour(&self, packet: &P, header: &'static Ipv6Hdr, message: Neighbour) -> Option<Verdict> {
         match message.kind {
             Kind::Advertisement => {
+                if JUDGE && message.solicited {
+                    let ethernet = packet.frame().at::<Ethernet>(0)?;
+                    probe::answered(packet, 6, *message.target, &ethernet.destination, &ethernet.source);
+                }
                 let vip = vip6(message.target)?;
                 if !JUDGE {
                     return Some(Verdict::Pass);
@@ -116,6 +132,7 @@ impl<C: EbpfContext, const JUDGE: bool, const COUNT: bool> Receive<'_, C, JUDGE,
         } else {
             coarse_ns()
         };
+        probe::seen(ip.port(), at_ns);
         let wire = ip.wire();
         count(vip, |counters| {
             counters.rx_packets += wire.packets;
