@@ -69,6 +69,12 @@ pub struct ProbeFrame {
 const _: () = assert!(size_of::<ProbeFrame>() == PROBE_LENGTH && align_of::<ProbeFrame>() == 1);
 
 impl ProbeFrame {
+    /// As it goes over the wire.
+    pub const fn as_bytes(&self) -> &[u8; PROBE_LENGTH] {
+        // SAFETY: made of bytes alone, as many (asserted above).
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+
     /// The tag that the frame must carry.
     #[inline(always)]
     pub fn expected_tag(&self, key: SipKey) -> u64 {

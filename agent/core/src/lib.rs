@@ -21,7 +21,7 @@ pub use effect::Effect;
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage};
 pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Sample, Start};
 pub use machine::Machine;
-pub use path::{LinkErrors, PathSample, Reading, TargetSample};
+pub use path::{LinkErrors, PathSample, ProbePort, Reading, TargetSample};
 pub use snapshot::{
     AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
     TargetView, Watcher,

@@ -21,6 +21,19 @@ pub struct Reading {
     pub unicast: BTreeMap<IfIndex, Time>,
 }
 
+/// A port that is probed from the others of its segment: it has carrier and kernel programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbePort {
+    /// Its index.
+    pub ifindex: IfIndex,
+    /// Its name.
+    pub interface: String,
+    /// Its segment.
+    pub segment: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+}
+
 /// One path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PathSample {

@@ -10,9 +10,9 @@ use baton_core::IfIndex;
 use bytes::{BufMut, BytesMut};
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
 
-const BROADCAST: [u8; 6] = [0xff; 6];
+pub(super) const BROADCAST: [u8; 6] = [0xff; 6];
 /// Shortest Ethernet frame without its check sequence.
-const MIN_FRAME: usize = 60;
+pub(super) const MIN_FRAME: usize = 60;
 
 /// Sends announcements.
 pub struct Announcer {
@@ -69,7 +69,7 @@ impl Announcer {
     }
 }
 
-fn link_address(ifindex: IfIndex) -> io::Result<LinkAddr> {
+pub(super) fn link_address(ifindex: IfIndex) -> io::Result<LinkAddr> {
     let raw = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: 0,
@@ -133,7 +133,7 @@ pub fn neighbour_advertisement(frame: &mut BytesMut, mac: [u8; 6], address: Ipv6
     frame.put_slice(&body);
 }
 
-fn ethernet(frame: &mut BytesMut, to: [u8; 6], from: [u8; 6], kind: u16) {
+pub(super) fn ethernet(frame: &mut BytesMut, to: [u8; 6], from: [u8; 6], kind: u16) {
     frame.clear();
     frame.put_slice(&to);
     frame.put_slice(&from);
@@ -141,7 +141,7 @@ fn ethernet(frame: &mut BytesMut, to: [u8; 6], from: [u8; 6], kind: u16) {
 }
 
 /// RFC 4443, 2.3, over the pseudo-header of RFC 8200, 8.1.
-fn icmpv6_checksum(from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> u16 {
+pub(super) fn icmpv6_checksum(from: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> u16 {
     let words = |b: &[u8]| -> u32 {
         b.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)]))).sum()
     };

@@ -22,17 +22,20 @@ use super::announce::Announcer;
 use super::carrier::CarrierReader;
 use super::listen::{Heard, Listener};
 use super::netlink::{self, Change, Requests};
+use super::prober::{Prober, Probing};
 use super::steering::{self, Rule, Steering, wanted};
 use super::{FastError, ToSlow};
-use crate::io::kernel::Kernel;
+use crate::io::kernel::{Kernel, Report};
 use crate::telemetry::Publisher;
 
 /// The snapshot is published at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(50);
-/// Steps between two checkpoints of the record.
+/// Steps between two checkpoints of the record; one that holds much counts more than once.
 const CHECKPOINT_EVERY: u32 = 20_000;
 /// The fast thread shows that it is alive at least this often.
 const BEAT: Duration = Duration::from_millis(500);
+/// Core is shown the path table at least this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the driver shares with the slow side.
 pub struct Links {
@@ -59,6 +62,9 @@ pub struct Driver {
     carrier: CarrierReader,
     carriers: mpsc::UnboundedReceiver<(IfIndex, bool)>,
     steering: Steering,
+    prober: Prober,
+    /// When core was last shown the path table.
+    looked: Time,
     interfaces: BTreeMap<IfIndex, Link>,
     watched: Vec<(IfIndex, String)>,
     /// Ports no longer: gone, or under another name. Still to be let go of.
@@ -84,6 +90,7 @@ impl Driver {
         config: Config,
         incarnation: u64,
         mut kernel: Kernel,
+        probing: Probing,
         links: Links,
     ) -> Result<Driver, FastError> {
         let vips: BTreeSet<IpAddr> =
@@ -107,6 +114,8 @@ impl Driver {
             carrier: CarrierReader::start(sender).map_err(FastError::Thread)?,
             carriers,
             steering: Steering::default(),
+            prober: Prober::new(probing, &config)?,
+            looked: Time::default(),
             interfaces: found.links.iter().map(|l| (l.ifindex, l.clone())).collect(),
             watched: Vec::new(),
             former: Vec::new(),
@@ -131,16 +140,21 @@ impl Driver {
 
     /// Runs until it is told to stop. Everything stays as it is: the kernel goes on serving.
     pub async fn run(mut self) -> Result<(), FastError> {
-        let claims = self.kernel.claims()?;
-        // SAFETY: `claims` owns its descriptor, which stays the same and open until `claims` is dropped.
-        let claims = unsafe { AsyncFd::register_with_interest(claims, Interest::READABLE) };
-        let mut claims = claims.map_err(|e| FastError::Claims(e.into()))?;
+        let reports = self.kernel.reports()?;
+        // SAFETY: `reports` owns its descriptor, which stays the same and open until `reports` is dropped.
+        let reports = unsafe { AsyncFd::register_with_interest(reports, Interest::READABLE) };
+        let mut reports = reports.map_err(|e| FastError::Reports(e.into()))?;
         loop {
             self.links.publisher.beat();
             let wait = self.wait();
             // Each branch only waits; what is there is read after it, so cancelling one loses nothing.
             tokio::select! {
                 biased;
+                ready = self.prober.ready() => {
+                    ready.map_err(FastError::Timer)?;
+                    self.prober.tick();
+                    self.look();
+                }
                 ready = self.listener.readable() => {
                     ready.map_err(FastError::Netlink)?;
                     let cause = now();
@@ -155,13 +169,20 @@ impl Driver {
                         self.take(Input::Carrier(ifindex, carrier), cause);
                     }
                 }
-                ready = claims.readable_mut() => {
-                    let mut guard = ready.map_err(FastError::Claims)?;
+                ready = reports.readable_mut() => {
+                    let mut guard = ready.map_err(FastError::Reports)?;
                     let cause = now();
-                    while let Some(claim) = guard.get_inner_mut().next_claim() {
-                        self.take(Input::Claim(claim), cause);
+                    let mut silence = false;
+                    while let Some(report) = guard.get_inner_mut().next_report() {
+                        match report {
+                            Report::Claim(claim) => self.take(Input::Claim(claim), cause),
+                            Report::Silence => silence = true,
+                        }
                     }
                     guard.clear_ready();
+                    if silence {
+                        self.look();
+                    }
                 }
                 Some(input) = self.links.inputs.recv() => self.take(input, now()),
                 _ = &mut self.links.stop => return Ok(()),
@@ -231,14 +252,31 @@ impl Driver {
             if let Some(done) = finished(&effects, cause, at, decided, &stages) {
                 self.event(done);
             }
+            self.probe_ports(&input);
+            let weight = weight(&input);
             self.tell(ToSlow::Record { at, input, effects });
-            self.checkpoint();
+            self.checkpoint(weight);
         }
     }
 
-    /// Puts the whole machine into the record now and then, and after a gap.
-    fn checkpoint(&mut self) {
-        match self.until_checkpoint.checked_sub(1) {
+    /// Shows core the path table, if that is news or has not been done for a while.
+    fn look(&mut self) {
+        let now = now();
+        let reading = self.prober.read();
+        if now.since(self.looked) < LOOK_EVERY && !self.machine.is_news(now, reading) {
+            return;
+        }
+        // What is silent has been since the first probe that nobody answered: earlier nobody could know.
+        let silent = reading.paths.iter().filter(|p| p.unanswered > 1).filter_map(|p| p.waiting_since);
+        let cause = silent.min().unwrap_or(now);
+        let reading = reading.clone();
+        self.looked = now;
+        self.take(Input::Paths(reading), cause);
+    }
+
+    /// Puts the whole machine into the record now and then, and after a gap. `weight`: of the step since.
+    fn checkpoint(&mut self, weight: u32) {
+        match self.until_checkpoint.checked_sub(weight) {
             Some(left) => self.until_checkpoint = left,
             None => {
                 self.until_checkpoint = CHECKPOINT_EVERY;
@@ -263,6 +301,16 @@ impl Driver {
             }
             Input::Resync(_) => self.watch_carriers(),
             _ => {}
+        }
+    }
+
+    /// Probes the ports that there are now.
+    fn probe_ports(&mut self, after: &Input) {
+        if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Wake) {
+            return; // changes none
+        }
+        if let Err(e) = self.prober.set_ports(self.machine.probe_ports()) {
+            tracing::error!("probing between ports: {e}");
         }
     }
 
@@ -438,6 +486,14 @@ impl Driver {
         let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(steering::remove_rule);
         let changes: Vec<Change> = old_routes.chain(old_rules).collect();
         self.requests.apply(changes).map(|_| ())
+    }
+}
+
+/// How many ordinary steps one takes up in the record.
+fn weight(input: &Input) -> u32 {
+    match input {
+        Input::Paths(reading) => 1 + (reading.paths.len() + reading.targets.len()) as u32,
+        _ => 1,
     }
 }
 

@@ -5,7 +5,10 @@ mod announce;
 mod carrier;
 mod driver;
 mod listen;
+mod metronome;
 pub mod netlink;
+mod prober;
+mod solicit;
 pub mod steering;
 
 use std::io;
@@ -17,6 +20,7 @@ use tokio::sync::oneshot;
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
 use driver::Driver;
 pub use driver::{Links, now};
+pub use prober::{Identity, NamedPath, PathReader, Probing};
 
 use crate::io::kernel::{Kernel, KernelError};
 
@@ -52,12 +56,15 @@ pub enum FastError {
     /// The packet socket does not work.
     #[error("packet socket: {0}; Baton needs CAP_NET_RAW")]
     Packet(#[source] io::Error),
+    /// The timer of the probes does not work.
+    #[error("timer of the probes: {0}")]
+    Timer(#[source] io::Error),
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(#[source] io::Error),
     /// The ring buffer of the kernel programs can't be read.
     #[error("reading the kernel programs' reports: {0}")]
-    Claims(#[source] io::Error),
+    Reports(#[source] io::Error),
     /// The kernel programs could not be loaded, attached or told something.
     #[error(transparent)]
     Kernel(Box<KernelError>),
@@ -83,6 +90,7 @@ pub fn spawn(
     config: Config,
     incarnation: u64,
     kernel: Kernel,
+    probing: Probing,
     links: Links,
     ready: oneshot::Sender<()>,
     ended: oneshot::Sender<()>,
@@ -97,7 +105,7 @@ pub fn spawn(
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FastError::Thread)?;
         runtime.block_on(async {
-            let driver = Driver::start(config, incarnation, kernel, links)?;
+            let driver = Driver::start(config, incarnation, kernel, probing, links)?;
             let _ = ready.send(()); // nobody waits: shutting down already
             driver.run().await
         })

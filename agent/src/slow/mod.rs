@@ -4,6 +4,7 @@
 
 pub mod clean;
 mod disk;
+mod probe_key;
 pub mod record;
 mod sample;
 pub mod sysctl;
@@ -18,15 +19,16 @@ use aya_log::EbpfLogger;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Loaded;
 use crate::control::{self, LockError};
-use crate::fast::{self, FastError, Links};
+use crate::fast::{self, FastError, Identity, Links, PathReader, Probing};
 use crate::io::kernel::{Kernel, KernelError};
 use crate::journal::Journal;
 use crate::store::{FileStore, Store, StoreError};
 use crate::telemetry::{self, Metrics, Published};
+use probe_key::KeyError;
 
 /// Records under way to the disk. A full channel drops records, counted, for the fast thread never waits.
 const RECORDS: usize = 4096;
@@ -52,6 +54,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// The key of the probe frames can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Another agent runs on this node, or its lock can't be had.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -99,6 +104,12 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     }
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let reader = kernel.reader()?;
+    let identity =
+        Identity { key: probe_key::load(state)?, node: probe_key::node_number(&config.node), incarnation };
+    let (paths, named) = watch::channel(Vec::new());
+    let table = kernel.path_table()?;
+    let path_reader = PathReader { paths: named, stamps: table.stamps().clone() };
+    let probing = Probing { identity, table, paths };
     let messages = kernel.logger()?;
 
     let (publisher, published) = telemetry::channel();
@@ -122,8 +133,9 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
     let links =
         Links { inputs: inputs_rx, slow: records, events, publisher: publisher.clone(), stop: stop_rx };
-    let sampler = sample::Sampler::new(&config, reader, publisher, inputs);
-    let fast = fast::spawn(config, incarnation, kernel, links, ready, ended).map_err(RunError::Start)?;
+    let sampler = sample::Sampler::new(&config, reader, path_reader, publisher, inputs);
+    let fast =
+        fast::spawn(config, incarnation, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;

@@ -1,23 +1,27 @@
-//! Reads the kernel's counters once a second: publishes them, and tells core what each address carried since.
+//! Reads the counters of the kernel programs and of the interfaces once a second: publishes them, and tells core what
+//! each address carried since, and what each port got wrong.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baton_common::Counters;
-use baton_core::{Config, IfIndex, Input, Sample};
+use baton_core::{Config, IfIndex, Input, LinkErrors, Sample};
 use tokio::sync::mpsc;
 
+use crate::fast::PathReader;
 use crate::io::kernel::CounterReader;
-use crate::telemetry::{Publisher, VipCounters};
+use crate::telemetry::{PathStats, Publisher, VipCounters};
 
 /// Time between samples.
 const EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Sampler {
     reader: CounterReader,
+    paths: PathReader,
     servers: HashMap<IpAddr, String>,
     interfaces: Vec<String>,
     publisher: Arc<Publisher>,
@@ -28,6 +32,7 @@ impl Sampler {
     pub(super) fn new(
         config: &Config,
         reader: CounterReader,
+        paths: PathReader,
         publisher: Arc<Publisher>,
         inputs: mpsc::Sender<Input>,
     ) -> Sampler {
@@ -37,6 +42,7 @@ impl Sampler {
         };
         Sampler {
             reader,
+            paths,
             servers: config.servers.iter().flat_map(of).collect(),
             interfaces: config.ports.iter().map(|p| p.interface.clone()).collect(),
             publisher,
@@ -46,7 +52,7 @@ impl Sampler {
 
     /// Ends when core is gone.
     pub(super) async fn run(mut self) {
-        let mut last: Option<(Instant, HashMap<IpAddr, u64>)> = None;
+        let mut last: Option<(Instant, HashMap<IpAddr, u64>, BTreeMap<IfIndex, LinkErrors>)> = None;
         let mut failing = false;
         loop {
             let read = self.reader.read();
@@ -62,14 +68,16 @@ impl Sampler {
                     let bytes: HashMap<IpAddr, u64> =
                         read.iter().map(|(a, _, c)| (*a, c.rx_bytes + c.tx_bytes)).collect();
                     self.publish(read);
-                    if let Some((then, before)) = last.replace((now, bytes))
-                        && let Some((_, after)) = &last
+                    self.publish_paths();
+                    let errors = errors(&self.interfaces);
+                    if let Some((then, before, wrong)) = last.replace((now, bytes, errors))
+                        && let Some((_, after, errors)) = &last
                     {
                         let sample = Sample {
                             over: now - then,
                             bytes: since(&before, after),
                             speed: speeds(&self.interfaces),
-                            errors: BTreeMap::new(),
+                            errors: errors_since(&wrong, errors),
                         };
                         if self.inputs.send(Input::Sample(sample)).await.is_err() {
                             return;
@@ -79,6 +87,16 @@ impl Sampler {
             }
             tokio::time::sleep(EVERY).await;
         }
+    }
+
+    fn publish_paths(&mut self) {
+        let stats = |path: &crate::fast::NamedPath| {
+            let trips = self.paths.stamps.round_trips(path.slot);
+            let (segment, from, to) = (path.segment.clone(), path.from.clone(), path.to.clone());
+            PathStats { segment, from, to, rtt: trips.buckets, rtt_sum_ns: trips.sum_ns }
+        };
+        let paths = self.paths.paths.borrow().iter().map(stats).collect();
+        self.publisher.paths.send_replace(Arc::new(paths));
     }
 
     fn publish(&mut self, read: Vec<(IpAddr, u32, Counters)>) {
@@ -96,6 +114,39 @@ impl Sampler {
     }
 }
 
+/// What each interface has counted so far (`rtnl_link_stats64`, as sysfs shows it).
+fn errors(interfaces: &[String]) -> BTreeMap<IfIndex, LinkErrors> {
+    let counted = |interface: &String| {
+        let count = |counter: &str| read(&format!("/sys/class/net/{interface}/statistics/{counter}"));
+        let errors = LinkErrors {
+            rx_packets: count("rx_packets")?,
+            rx_errors: count("rx_errors")?,
+            tx_packets: count("tx_packets")?,
+            tx_errors: count("tx_errors")?,
+        };
+        Some((IfIndex(read(&format!("/sys/class/net/{interface}/ifindex"))?), errors))
+    };
+    interfaces.iter().filter_map(counted).collect()
+}
+
+/// What they counted meanwhile; an interface whose counters began anew is left out.
+fn errors_since(
+    before: &BTreeMap<IfIndex, LinkErrors>,
+    after: &BTreeMap<IfIndex, LinkErrors>,
+) -> BTreeMap<IfIndex, LinkErrors> {
+    let since = |(ifindex, now): (&IfIndex, &LinkErrors)| {
+        let then = before.get(ifindex)?;
+        let errors = LinkErrors {
+            rx_packets: now.rx_packets.checked_sub(then.rx_packets)?,
+            rx_errors: now.rx_errors.checked_sub(then.rx_errors)?,
+            tx_packets: now.tx_packets.checked_sub(then.tx_packets)?,
+            tx_errors: now.tx_errors.checked_sub(then.tx_errors)?,
+        };
+        Some((*ifindex, errors))
+    };
+    after.iter().filter_map(since).collect()
+}
+
 /// What each address carried meanwhile. A counter that is lower than before began anew.
 fn since(before: &HashMap<IpAddr, u64>, after: &HashMap<IpAddr, u64>) -> BTreeMap<IpAddr, u64> {
     after
@@ -107,15 +158,17 @@ fn since(before: &HashMap<IpAddr, u64>, after: &HashMap<IpAddr, u64>) -> BTreeMa
 
 /// Speed of each port that tells it (in Mbit/s; a port without carrier says -1), in bytes per second.
 fn speeds(interfaces: &[String]) -> BTreeMap<IfIndex, u64> {
-    let read = |file: String| fs::read_to_string(file).ok()?.trim().parse::<i64>().ok();
-    interfaces
-        .iter()
-        .filter_map(|i| {
-            let ifindex = read(format!("/sys/class/net/{i}/ifindex"))?;
-            let mbits = read(format!("/sys/class/net/{i}/speed")).filter(|s| *s > 0)?;
-            Some((IfIndex(u32::try_from(ifindex).ok()?), mbits as u64 * 125_000))
-        })
-        .collect()
+    let speed = |interface: &String| {
+        let mbits: i64 = read(&format!("/sys/class/net/{interface}/speed"))?;
+        let speed = u64::try_from(mbits).ok().filter(|s| *s > 0)? * 125_000;
+        Some((IfIndex(read(&format!("/sys/class/net/{interface}/ifindex"))?), speed))
+    };
+    interfaces.iter().filter_map(speed).collect()
+}
+
+/// The number in a file, if there is one.
+fn read<T: FromStr>(file: &str) -> Option<T> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -129,5 +182,14 @@ mod tests {
         let before = HashMap::from([(a, 100), (b, 7)]);
         let after = HashMap::from([(a, 40), (b, 7)]);
         assert_eq!(since(&before, &after), BTreeMap::from([(a, 40)]));
+    }
+
+    #[test]
+    fn errors_are_counted_since_the_last_sample_and_not_at_all_when_they_began_anew() {
+        let errors = |rx_packets, rx_errors| LinkErrors { rx_packets, rx_errors, ..LinkErrors::default() };
+        let before = BTreeMap::from([(IfIndex(1), errors(100, 2)), (IfIndex(2), errors(9, 0))]);
+        let after = [(IfIndex(1), errors(150, 5)), (IfIndex(2), errors(3, 0)), (IfIndex(3), errors(1, 1))];
+        let since = errors_since(&before, &BTreeMap::from(after));
+        assert_eq!(since, BTreeMap::from([(IfIndex(1), errors(50, 3))]));
     }
 }

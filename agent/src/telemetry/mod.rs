@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use baton_common::{Counters, Diagnostics};
+use baton_common::{Counters, Diagnostics, RTT_BUCKETS};
 use baton_core::{Snapshot, Time};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
@@ -40,6 +40,22 @@ pub struct VipCounters {
     pub counters: Counters,
 }
 
+/// Round-trip times of a path between two ports, since it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathStats {
+    /// Its segment.
+    pub segment: String,
+    /// Interface name of the sending port.
+    pub from: String,
+    /// Interface name of the receiving port.
+    pub to: String,
+    /// How many there were of which length: bucket k counts those of at most 2^k microseconds that are in no lower one,
+    /// the last one all that are longer.
+    pub rtt: [u64; RTT_BUCKETS],
+    /// Their sum, nanoseconds.
+    pub rtt_sum_ns: u64,
+}
+
 /// The reading side: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -49,6 +65,8 @@ pub struct Published {
     pub counters: watch::Receiver<Arc<Vec<VipCounters>>>,
     /// What the kernel programs saw that belongs to no virtual IP, all ports and CPUs together.
     pub diagnostics: watch::Receiver<Diagnostics>,
+    /// Round-trip times by path.
+    pub paths: watch::Receiver<Arc<Vec<PathStats>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -63,6 +81,8 @@ pub struct Publisher {
     pub counters: watch::Sender<Arc<Vec<VipCounters>>>,
     /// Diagnostics, after every sample.
     pub diagnostics: watch::Sender<Diagnostics>,
+    /// Round-trip times by path, after every sample.
+    pub paths: watch::Sender<Arc<Vec<PathStats>>>,
     shared: Arc<Shared>,
 }
 
@@ -80,12 +100,14 @@ pub fn channel() -> (Publisher, Published) {
     let (snapshot, snapshot_rx) = watch::channel(Arc::default());
     let (counters, counters_rx) = watch::channel(Arc::default());
     let (diagnostics, diagnostics_rx) = watch::channel(Diagnostics::default());
+    let (paths, paths_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
-    let publisher = Publisher { snapshot, counters, diagnostics, shared: shared.clone() };
+    let publisher = Publisher { snapshot, counters, diagnostics, paths, shared: shared.clone() };
     let published = Published {
         snapshot: snapshot_rx,
         counters: counters_rx,
         diagnostics: diagnostics_rx,
+        paths: paths_rx,
         events,
         shared,
     };

@@ -31,8 +31,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, Reading, Reason,
-    Sample, Time,
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, ProbePort,
+    Reading, Reason, Sample, Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -150,6 +150,11 @@ impl Machine {
     /// Would this reading change a verdict? The driver reads the path table often and hands over only readings that would.
     pub fn is_news(&self, _now: Time, _reading: &Reading) -> bool {
         false
+    }
+
+    /// The ports that are to be probed, in the order of the configuration.
+    pub fn probe_ports(&self) -> Vec<ProbePort> {
+        self.ports.iter().filter_map(ports::Port::probed).collect()
     }
 
     /// When [`Input::Wake`] is wanted; `None`: only when something happens.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Machine;
 use crate::config::PortConfig;
-use crate::{Attachment, Effect, EventKind, IfIndex, Link, PortState, Reason, Time};
+use crate::{Attachment, Effect, EventKind, IfIndex, Link, PortState, ProbePort, Reason, Time};
 
 /// A configured port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,17 @@ impl Port {
             Some(_) if self.programs == Programs::Refused => Some(Reason::AttachFailed),
             Some(_) => None,
         }
+    }
+
+    /// The port as one that can be probed, if it can: up, with carrier, kernel programs and a MAC address.
+    pub fn probed(&self) -> Option<ProbePort> {
+        let link = self.link.as_ref().filter(|l| l.mac != [0; 6] && self.has_carrier())?;
+        matches!(self.programs, Programs::On(_)).then(|| ProbePort {
+            ifindex: link.ifindex,
+            interface: self.interface.clone(),
+            segment: self.segment.clone(),
+            mac: link.mac,
+        })
     }
 
     /// Higher is better; 0: unusable.

@@ -8,10 +8,11 @@
 
 mod attach;
 mod bpffs;
-mod claims;
 mod counters;
 mod error;
+mod paths;
 mod registry;
+mod reports;
 mod rtnetlink;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,9 +27,10 @@ use baton_core::IfIndex;
 
 pub use attach::{AttachError, Hooks};
 pub use bpffs::remove_all;
-pub use claims::Claims;
 pub use counters::CounterReader;
 pub use error::KernelError;
+pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
+pub use reports::{Report, Reports};
 
 use registry::{Addresses, Servers};
 
@@ -255,13 +257,22 @@ impl Kernel {
         self.addresses.iter().map(|(address, _)| address)
     }
 
-    /// Reads the claims that the programs report. There should be one reader at a time.
+    /// Reads what the programs report. There should be one reader at a time.
     ///
     /// # Errors
     ///
     /// The ring buffer cannot be mapped.
-    pub fn claims(&self) -> Result<Claims, KernelError> {
-        Claims::open(&self.maps_dir().join("EVENTS"))
+    pub fn reports(&self) -> Result<Reports, KernelError> {
+        Reports::open(&self.maps_dir().join("EVENTS"))
+    }
+
+    /// The path table, empty at first.
+    ///
+    /// # Errors
+    ///
+    /// It has been taken before; it cannot be mapped.
+    pub fn path_table(&mut self) -> Result<PathTable, KernelError> {
+        PathTable::take(&mut self.ebpf)
     }
 
     /// Reads the counters; for another thread.
