@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::Machine;
-use super::ports::rank;
+use super::ports::{is_usable, rank};
 use crate::config::PortFailback;
 use crate::spread::{Bin, assign, even_out};
 use crate::{Effect, EventKind, FailoverKind, IfIndex, PortState, Reason, Rebinding};
@@ -18,11 +18,13 @@ use crate::{Effect, EventKind, FailoverKind, IfIndex, PortState, Reason, Rebindi
 const CHUNK: usize = 32;
 
 impl Machine {
-    /// A port that could be used can't be any more.
-    pub(super) fn port_failed(&mut self, p: usize, reason: Reason) {
+    /// A port is worse than it was in state `from`.
+    pub(super) fn port_failed(&mut self, p: usize, from: PortState, reason: Reason) {
         let segment = self.ports[p].segment.clone();
+        let stranded = is_usable(from)
+            && !self.in_segment(&segment).any(|p| self.ports[p].is_usable())
+            && self.vips.values().any(|v| v.port == Some(p));
         let moves = self.better_ports(&segment);
-        let stranded = moves.is_empty() && self.vips.values().any(|v| v.port == Some(p));
         self.carry_out(&segment, &moves, reason);
         if stranded {
             self.event(EventKind::Stranded { segment });
@@ -31,7 +33,7 @@ impl Machine {
 
     /// A port is usable, or better than it was.
     pub(super) fn port_improved(&mut self, p: usize, from: PortState) {
-        if from == PortState::Down {
+        if !is_usable(from) {
             self.out.extend(self.ports[p].ifindex().map(Effect::ForgetUnresolved));
             self.complete(p, None);
         }
@@ -214,7 +216,7 @@ impl Machine {
     /// Asks for the segment's routes if they are to change: the usable ports, best first; where there are none, all
     /// that can hold a route.
     pub(super) fn steer(&mut self, segment: &str) {
-        let mut order: Vec<usize> = self.in_segment(segment).filter(|&p| self.ports[p].rank() > 0).collect();
+        let mut order: Vec<usize> = self.in_segment(segment).filter(|&p| self.ports[p].is_usable()).collect();
         if order.is_empty() {
             order = self.in_segment(segment).filter(|&p| self.ports[p].is_up()).collect();
         }

@@ -18,6 +18,7 @@
 
 mod announce;
 mod bind;
+mod paths;
 mod ports;
 mod start;
 #[cfg(test)]
@@ -31,8 +32,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, ProbePort,
-    Reading, Reason, Sample, Time,
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, ProbePort, Reason,
+    Sample, Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -67,6 +68,7 @@ pub struct Machine {
     names: BTreeMap<IfIndex, String>,
     /// What was last asked for, by segment.
     steered: BTreeMap<String, Vec<IfIndex>>,
+    watch: paths::Watch,
     repeats: announce::Repeats,
     conflicts: Vec<Conflict>,
     repair_at: Option<Time>,
@@ -137,7 +139,7 @@ impl Machine {
             Input::Resync(found) => self.resync(found),
             Input::Claim(claim) => self.claim(claim),
             Input::Attached(ifindex, attachment) => self.attached(ifindex, attachment),
-            Input::Paths(_) => {}
+            Input::Paths(reading) => self.paths_read(reading),
             Input::Sample(sample) => self.sample(&sample),
             Input::Owned(server, owner) => self.owned(&server, owner),
             Input::Failed(effect, error) => self.failed(*effect, error),
@@ -147,11 +149,6 @@ impl Machine {
         std::mem::take(&mut self.out)
     }
 
-    /// Would this reading change a verdict? The driver reads the path table often and hands over only readings that would.
-    pub fn is_news(&self, _now: Time, _reading: &Reading) -> bool {
-        false
-    }
-
     /// The ports that are to be probed, in the order of the configuration.
     pub fn probe_ports(&self) -> Vec<ProbePort> {
         self.ports.iter().filter_map(ports::Port::probed).collect()
@@ -159,7 +156,7 @@ impl Machine {
 
     /// When [`Input::Wake`] is wanted; `None`: only when something happens.
     pub fn deadline(&self) -> Option<Time> {
-        let holds = self.ports.iter().filter_map(|p| p.held_until());
+        let holds = (0..self.ports.len()).filter_map(|p| self.ends_at(p));
         let conflicts = self.conflicts.iter().filter(|c| c.mac.is_some()).map(|c| c.seen + CLAIM_EXPIRES);
         holds.chain(conflicts).chain(self.repeats.next()).chain(self.repair_at).min()
     }
@@ -461,6 +458,7 @@ impl Machine {
         for port in &mut self.ports {
             port.speed = port.ifindex().and_then(|i| sample.speed.get(&i).copied());
         }
+        self.weigh_errors(sample);
     }
 
     fn segments(&self) -> Vec<String> {

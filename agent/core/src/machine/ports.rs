@@ -5,8 +5,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
+use super::paths::{Health, error_health};
 use crate::config::PortConfig;
-use crate::{Attachment, Effect, EventKind, IfIndex, Link, PortState, ProbePort, Reason, Time};
+use crate::{
+    Attachment, Effect, EventKind, Evidence, IfIndex, Link, LinkErrors, PortState, ProbePort, Reason, Sample,
+    Time,
+};
 
 /// A configured port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +28,16 @@ pub(super) struct Port {
     /// Held: until when. Good after a hold: since when.
     pub since: Time,
     until: Time,
+    /// Silent or degraded: why.
+    pub verdict: Option<Reason>,
+    /// By the losses of its paths it is to blame.
+    pub lossy: bool,
+    /// Its error counters say that it is bad.
+    faulty: bool,
+    /// Degraded: since when it is clean again.
+    clean_since: Option<Time>,
+    /// Its error counters in the last sample, where known.
+    pub errors: Option<LinkErrors>,
     /// Bytes per second, where known.
     pub speed: Option<u64>,
 }
@@ -51,6 +65,11 @@ impl Port {
             flaps: 0,
             since: Time::default(),
             until: Time::default(),
+            verdict: None,
+            lossy: false,
+            faulty: false,
+            clean_since: None,
+            errors: None,
             speed: None,
         }
     }
@@ -72,7 +91,8 @@ impl Port {
         (self.state == PortState::Held).then_some(self.until)
     }
 
-    /// Why the port can't be used; `None`: it can.
+    /// What is wrong with the interface; `None`: it has carrier and the kernel programs. Verdicts from paths and counters
+    /// come on top: see [`Port::reason`].
     pub fn fault(&self) -> Option<Reason> {
         match &self.link {
             None => Some(Reason::InterfaceGone),
@@ -94,20 +114,63 @@ impl Port {
         })
     }
 
-    /// Higher is better; 0: unusable.
+    /// Why the port is worse than it could be.
+    pub fn reason(&self) -> Option<Reason> {
+        self.fault().or(self.verdict)
+    }
+
+    /// Clients can be served by it, as far as is known.
+    pub fn is_usable(&self) -> bool {
+        is_usable(self.state)
+    }
+
+    /// What `bad`, an earlier finding, is now. Between the limits it stays, and a degraded port is not clean there.
+    pub fn is_still_bad(&self, bad: bool, health: Health) -> bool {
+        match health {
+            Health::Bad => true,
+            Health::Between => bad || self.state == PortState::Degraded,
+            Health::Clean => false,
+        }
+    }
+
+    /// What would make it degraded.
+    fn trouble(&self) -> Option<Reason> {
+        match (self.lossy, self.faulty) {
+            (true, _) => Some(Reason::Loss),
+            (false, true) => Some(Reason::Errors),
+            (false, false) => None,
+        }
+    }
+
+    /// Forgets all verdicts that aren't of the interface itself.
+    fn forget_verdicts(&mut self) {
+        self.verdict = None;
+        (self.lossy, self.faulty) = (false, false);
+        self.clean_since = None;
+        self.errors = None;
+    }
+
+    /// Higher is better; 0: nothing can be put on it.
     pub fn rank(&self) -> u8 {
         rank(self.state)
     }
 }
 
-/// How good a port in this state is to have an address on: higher is better; 0: unusable.
+/// How good a port in this state is to have an address on: higher is better; 0: no use at all. A silent port is the last
+/// resort where all others have no carrier: it may work again before that can be shown.
 pub(super) fn rank(state: PortState) -> u8 {
     match state {
-        PortState::Good => 3,
-        PortState::Degraded => 2,
-        PortState::Held => 1,
-        PortState::Silent | PortState::Down => 0,
+        PortState::Good => 4,
+        PortState::Degraded => 3,
+        PortState::Held => 2,
+        PortState::Silent => 1,
+        PortState::Down => 0,
     }
+}
+
+/// Clients can be served by a port in this state, as far as is known.
+pub(super) fn is_usable(state: PortState) -> bool {
+    rank(state) > rank(PortState::Silent)
 }
 
 impl Machine {
@@ -184,16 +247,35 @@ impl Machine {
         }
     }
 
-    /// Ports whose hold-down is over are good.
+    /// When the hold-down of a port ends, or a degraded one has been clean for long enough.
+    pub(super) fn ends_at(&self, p: usize) -> Option<Time> {
+        let port = &self.ports[p];
+        match port.state {
+            PortState::Held => Some(port.until),
+            PortState::Degraded => port.clean_since.map(|t| t + self.hold_down(p)),
+            PortState::Good | PortState::Silent | PortState::Down => None,
+        }
+    }
+
+    /// Ports whose hold-down is over, or that have been clean for as long, are good.
     pub(super) fn end_holds(&mut self) {
         for p in 0..self.ports.len() {
-            if self.ports[p].held_until().is_some_and(|t| t <= self.now) {
-                self.ports[p].state = PortState::Good;
-                self.ports[p].since = self.now;
-                self.port_improved(p, PortState::Held);
-                self.port_event(p, PortState::Held, None);
+            if self.ends_at(p).is_some_and(|t| t <= self.now) {
+                self.end_hold(p);
             }
         }
+    }
+
+    fn end_hold(&mut self, p: usize) {
+        let from = self.ports[p].state;
+        let trouble = self.ports[p].trouble();
+        self.ports[p].verdict = trouble;
+        self.ports[p].clean_since = None;
+        self.ports[p].since = self.now;
+        self.ports[p].state = if trouble.is_some() { PortState::Degraded } else { PortState::Good };
+        self.port_improved(p, from);
+        let evidence = trouble.map(|_| Box::new(self.last_evidence(p)));
+        self.port_event(p, from, trouble, evidence);
     }
 
     fn judge(&mut self, p: usize) {
@@ -201,30 +283,85 @@ impl Machine {
         self.judge_for(p, fault);
     }
 
-    /// Draws the verdict for a port, and what follows from it.
+    /// Draws the verdict for a port from its interface, and what follows from it.
     fn judge_for(&mut self, p: usize, fault: Option<Reason>) {
         let state = self.ports[p].state;
         match (state, fault) {
             (PortState::Down, None) => {
-                let hold = self.hold_down(p);
-                if hold.is_zero() {
-                    self.ports[p].state = PortState::Good;
-                    self.ports[p].since = self.now;
-                } else {
-                    self.ports[p].state = PortState::Held;
-                    self.ports[p].until = self.now + hold;
-                }
+                self.hold(p);
                 self.port_improved(p, state);
-                self.port_event(p, state, None);
+                self.port_event(p, state, None, None);
             }
             (PortState::Down, Some(_)) => self.port_unchanged(p),
             (PortState::Good | PortState::Held | PortState::Degraded | PortState::Silent, Some(reason)) => {
-                self.remember_failure(p, state);
-                self.ports[p].state = PortState::Down;
-                self.port_failed(p, reason);
-                self.port_event(p, state, Some(reason));
+                self.fail(p, PortState::Down, reason);
+                self.port_failed(p, state, reason);
+                self.port_event(p, state, Some(reason), None);
             }
             (PortState::Good | PortState::Held | PortState::Degraded | PortState::Silent, None) => {}
+        }
+    }
+
+    /// The port is worse: down, silent or degraded.
+    pub(super) fn fail(&mut self, p: usize, to: PortState, reason: Reason) {
+        let from = self.ports[p].state;
+        // One failure, however it shows: what was silent may lose its carrier too, or be silent the other way as well.
+        if from != PortState::Silent {
+            self.remember_failure(p, from);
+        }
+        let port = &mut self.ports[p];
+        port.state = to;
+        port.clean_since = None;
+        match to {
+            PortState::Down => port.forget_verdicts(),
+            _ => port.verdict = Some(reason),
+        }
+    }
+
+    /// The port is back: held if it failed before, good at once if it never did.
+    pub(super) fn hold(&mut self, p: usize) {
+        let hold = self.hold_down(p);
+        let now = self.now;
+        let port = &mut self.ports[p];
+        port.verdict = None;
+        if hold.is_zero() {
+            port.state = PortState::Good;
+            port.since = now;
+        } else {
+            port.state = PortState::Held;
+            port.until = now + hold;
+        }
+    }
+
+    /// A degraded port is good again when nothing has been wrong with it for its whole hold-down.
+    pub(super) fn count_clean_time(&mut self, p: usize) {
+        let now = self.now;
+        let port = &mut self.ports[p];
+        if port.state == PortState::Degraded {
+            port.clean_since = match port.trouble() {
+                Some(_) => None,
+                None => port.clean_since.or(Some(now)),
+            };
+        }
+    }
+
+    /// What the error counters in a sample say of each port.
+    pub(super) fn weigh_errors(&mut self, sample: &Sample) {
+        let mut failed = Vec::new();
+        for p in 0..self.ports.len() {
+            let port = &mut self.ports[p];
+            let Some(errors) = port.ifindex().and_then(|i| sample.errors.get(&i)).copied() else { continue };
+            port.errors = Some(errors);
+            port.faulty = port.is_still_bad(port.faulty, error_health(&errors));
+            if port.state == PortState::Good && port.faulty {
+                self.fail(p, PortState::Degraded, Reason::Errors);
+                failed.push((p, self.error_evidence(p, &errors)));
+            }
+            self.count_clean_time(p);
+        }
+        failed.iter().for_each(|&(p, _)| self.port_failed(p, PortState::Good, Reason::Errors));
+        for (p, evidence) in failed {
+            self.port_event(p, PortState::Good, Some(Reason::Errors), Some(Box::new(evidence)));
         }
     }
 
@@ -254,9 +391,15 @@ impl Machine {
     }
 
     /// Says that the port was in state `from` until now.
-    fn port_event(&mut self, p: usize, from: PortState, reason: Option<Reason>) {
+    pub(super) fn port_event(
+        &mut self,
+        p: usize,
+        from: PortState,
+        reason: Option<Reason>,
+        evidence: Option<Box<Evidence>>,
+    ) {
         let port = &self.ports[p];
         let (interface, segment, to) = (port.interface.clone(), port.segment.clone(), port.state);
-        self.event(EventKind::Port { interface, segment, from, to, reason, evidence: None });
+        self.event(EventKind::Port { interface, segment, from, to, reason, evidence });
     }
 }

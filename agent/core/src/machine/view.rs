@@ -2,7 +2,7 @@
 
 use super::ports::Programs;
 use super::{Machine, Server, Vip};
-use crate::{AddressView, ConflictView, NodeView, PortState, PortView, ServerView, Snapshot, Time};
+use crate::{AddressView, ConflictView, NodeView, PortView, ServerView, Snapshot, Time};
 
 impl Machine {
     /// The published view as of `now`.
@@ -16,9 +16,9 @@ impl Machine {
             nodes: vec![NodeView { name: node.clone(), state: "up".into(), load: self.node_load() }],
             ports: (0..self.ports.len()).map(|p| self.port_view(p, now)).collect(),
             virtual_servers: (0..self.servers.len()).map(|s| self.server_view(s, &node)).collect(),
-            segments: Vec::new(),
-            paths: Vec::new(),
-            targets: Vec::new(),
+            segments: self.segment_views(),
+            paths: self.path_views(),
+            targets: self.target_views(),
             conflicts: self.conflicts.iter().map(|c| self.conflict_view(c)).collect(),
             failovers: self.failovers,
             node,
@@ -31,7 +31,7 @@ impl Machine {
             interface: port.interface.clone(),
             segment: port.segment.clone(),
             state: port.state,
-            reason: port.fault(),
+            reason: port.reason(),
             carrier: port.has_carrier(),
             present: port.ifindex().is_some(),
             attachment: match port.programs {
@@ -73,7 +73,7 @@ impl Machine {
     }
 
     fn server_state(&self, server: &Server, vips: &[&Vip]) -> &'static str {
-        let usable = |v: &&Vip| v.port.is_some_and(|p| self.ports[p].rank() > 0);
+        let usable = |v: &&Vip| v.port.is_some_and(|p| self.ports[p].is_usable());
         match server.marked {
             false => "starting",
             true if vips.iter().all(usable) => "serving",
@@ -83,7 +83,7 @@ impl Machine {
 
     /// Bytes per second that the usable ports can carry both ways; unknown where no port tells its speed.
     fn capacity(&self) -> Option<f64> {
-        let usable = self.ports.iter().filter(|p| p.state != PortState::Down);
+        let usable = self.ports.iter().filter(|p| p.is_usable());
         let sum: u64 = usable.filter_map(|p| p.speed).sum();
         (sum > 0).then_some(2.0 * sum as f64)
     }

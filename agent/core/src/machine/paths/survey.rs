@@ -1,0 +1,263 @@
+//! What one reading shows of the ports of one segment: who is proven to send or to receive, who is to blame, and what
+//! all paths together say. Pure, and cheap: it runs once per probe interval.
+
+use std::time::Duration;
+
+use crate::{Finding, IfIndex, PathSample, Reading, Reason, TargetSample, Time};
+
+/// So many probes without an answer are silence.
+const SILENT_AFTER: u32 = 3;
+/// A proof is not older than this, or than three probe intervals where that is longer.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A reading as of a time.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub now: Time,
+    /// Time between two probes.
+    pub interval: Duration,
+    pub reading: &'a Reading,
+}
+
+/// What is known of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hearing {
+    Heard,
+    /// Neither, or not yet.
+    Doubtful,
+    Silent,
+}
+
+impl Look<'_> {
+    /// The first unanswered probe has had two whole intervals and an eighth, and two more have been sent.
+    fn is_overdue(&self, unanswered: u32, since: Option<Time>) -> bool {
+        let limit = self.interval * 2 + self.interval / 8;
+        unanswered >= SILENT_AFTER && since.is_some_and(|t| self.now >= t + limit)
+    }
+
+    pub fn path(&self, s: &PathSample) -> Hearing {
+        if self.is_overdue(s.unanswered, s.waiting_since) {
+            Hearing::Silent
+        } else if s.heard.is_some() && s.unanswered <= 1 {
+            Hearing::Heard
+        } else {
+            Hearing::Doubtful
+        }
+    }
+
+    /// A target that once answered at this port does so no longer.
+    pub fn is_missing(&self, t: &TargetSample) -> bool {
+        self.is_overdue(t.unanswered, t.waiting_since)
+    }
+
+    /// A target answers at this port.
+    pub fn answers(&self, t: &TargetSample) -> bool {
+        t.unanswered <= 1 && t.answered.is_some_and(|at| self.is_fresh(at))
+    }
+
+    fn is_fresh(&self, at: Time) -> bool {
+        self.now.since(at) < FRESH.max(self.interval * 3)
+    }
+
+    /// Had the target the time to answer since it last did?
+    fn is_given_up(&self, t: &TargetSample) -> bool {
+        t.unanswered >= 2 && t.waiting_since.is_some_and(|at| at + self.interval <= self.now)
+    }
+}
+
+/// One direction of a port: its paths in, or its paths out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Side {
+    heard: u32,
+    doubtful: u32,
+    silent: u32,
+    /// When the latest silence began.
+    since: Time,
+    /// Something has shown that this direction works.
+    pub proven: bool,
+    /// At the other end of a silent path is a port that is proven to work.
+    witnessed: bool,
+}
+
+impl Side {
+    fn count(&mut self, hearing: Hearing, s: &PathSample) {
+        match hearing {
+            Hearing::Heard => self.heard += 1,
+            Hearing::Doubtful => self.doubtful += 1,
+            Hearing::Silent => {
+                self.silent += 1;
+                self.since = self.since.max(s.waiting_since.unwrap_or_default());
+            }
+        }
+    }
+
+    fn is_to_blame(&self) -> bool {
+        !self.proven && self.heard == 0 && self.doubtful == 0 && self.silent > 0 && self.witnessed
+    }
+}
+
+/// The targets that ever answered at a port, taken together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asked {
+    /// There are none.
+    #[default]
+    Nobody,
+    /// Not one of them answers.
+    InVain,
+    /// One of them may still answer.
+    Open,
+}
+
+/// A port that takes part: it has carrier and the kernel programs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    /// Its number.
+    pub port: usize,
+    pub ifindex: IfIndex,
+    pub receive: Side,
+    pub send: Side,
+    pub asked: Asked,
+    /// Clients' packets came since the latest silence began.
+    pub received: bool,
+    /// It is silent by an earlier verdict or by this survey.
+    pub silent: bool,
+}
+
+impl Seat {
+    /// What this survey blames the port for.
+    pub fn blame(&self) -> Option<Reason> {
+        if self.asked == Asked::Open {
+            return None;
+        }
+        match (self.receive.is_to_blame(), self.send.is_to_blame()) {
+            (true, true) => Some(Reason::Silent),
+            (true, false) => Some(Reason::ReceiveSilent),
+            (false, true) => Some(Reason::TransmitSilent),
+            (false, false) => None,
+        }
+    }
+
+    pub fn is_proven(&self) -> bool {
+        self.receive.proven && self.send.proven
+    }
+}
+
+/// The ports of one segment that take part, sorted by interface index.
+#[derive(Clone, Debug)]
+pub(super) struct Survey {
+    pub seats: Vec<Seat>,
+}
+
+impl Survey {
+    /// Looks at the segment with these ports (number, interface, silent until now).
+    pub fn new(look: &Look, ports: impl Iterator<Item = (usize, IfIndex, bool)>) -> Survey {
+        let seat = |(port, ifindex, silent)| Seat {
+            port,
+            ifindex,
+            receive: Side::default(),
+            send: Side::default(),
+            asked: Asked::default(),
+            received: false,
+            silent,
+        };
+        let mut survey = Survey { seats: ports.map(seat).collect() };
+        survey.seats.sort_unstable_by_key(|s| s.ifindex);
+        survey.hear(look);
+        survey.prove(look);
+        survey.witness(look);
+        survey
+    }
+
+    pub fn seat(&self, ifindex: IfIndex) -> Option<usize> {
+        self.seats.binary_search_by_key(&ifindex, |s| s.ifindex).ok()
+    }
+
+    /// Both ends of a path, where both take part.
+    pub fn ends(&self, s: &PathSample) -> Option<(usize, usize)> {
+        Some((self.seat(s.from)?, self.seat(s.to)?))
+    }
+
+    fn hear(&mut self, look: &Look) {
+        for s in &look.reading.paths {
+            let Some((from, to)) = self.ends(s) else { continue };
+            let hearing = look.path(s);
+            self.seats[from].send.count(hearing, s);
+            self.seats[to].receive.count(hearing, s);
+        }
+        for seat in &mut self.seats {
+            seat.receive.proven = seat.receive.heard > 0;
+            seat.send.proven = seat.send.heard > 0;
+        }
+    }
+
+    /// What shows, besides the paths, that ports work. What was seen before the silence began shows nothing of it.
+    fn prove(&mut self, look: &Look) {
+        for t in &look.reading.targets {
+            let Some(seat) = self.seat(t.port).map(|s| &mut self.seats[s]) else { continue };
+            let Some(answered) = t.answered else { continue };
+            if look.answers(t) {
+                seat.receive.proven |= answered > seat.receive.since;
+                seat.send.proven |= answered > seat.send.since;
+            }
+            seat.asked = seat.asked.max(if look.is_given_up(t) { Asked::InVain } else { Asked::Open });
+        }
+        for (port, &at) in &look.reading.unicast {
+            let Some(seat) = self.seat(*port).map(|s| &mut self.seats[s]) else { continue };
+            seat.received = at > seat.receive.since && look.is_fresh(at);
+            seat.receive.proven |= seat.received;
+        }
+    }
+
+    fn witness(&mut self, look: &Look) {
+        for s in look.reading.paths.iter().filter(|s| look.path(s) == Hearing::Silent) {
+            let Some((from, to)) = self.ends(s) else { continue };
+            self.seats[to].receive.witnessed |= self.seats[from].send.proven;
+            self.seats[from].send.witnessed |= self.seats[to].receive.proven;
+        }
+    }
+
+    /// What all paths together say; `None`: not known (yet), so whatever they said before.
+    pub fn finding(&self, look: &Look) -> Option<Finding> {
+        let ports = self.seats.len() as u32;
+        if ports < 2 {
+            return Some(Finding::Unknown);
+        }
+        let sum = |f: fn(&Side) -> u32| self.seats.iter().map(|s| f(&s.receive)).sum::<u32>();
+        let (heard, silent) = (sum(|s| s.heard), sum(|s| s.silent));
+        if heard + silent < ports * (ports - 1) {
+            return None;
+        }
+        if silent == 0 {
+            return Some(Finding::Whole);
+        }
+        let explained = |s: &PathSample| {
+            self.ends(s).is_none_or(|(from, to)| self.seats[from].silent || self.seats[to].silent)
+        };
+        let silent_paths = || look.reading.paths.iter().filter(|s| look.path(s) == Hearing::Silent);
+        let dead = heard == 0 && !self.seats.iter().any(|s| s.receive.proven || s.send.proven);
+        let explained = silent_paths().all(explained);
+        Some(if explained && !(dead && self.targets_are_missing()) {
+            Finding::PortsSilent
+        } else if dead {
+            Finding::Gone
+        } else if self.seats.iter().all(Seat::is_proven) {
+            Finding::PathsSilent
+        } else {
+            Finding::Undecided
+        })
+    }
+
+    /// The ports that aren't silent had targets, and ask them in vain.
+    fn targets_are_missing(&self) -> bool {
+        let mut asked =
+            self.seats.iter().filter(|s| !s.silent).map(|s| s.asked).filter(|a| *a != Asked::Nobody);
+        asked.next().is_some_and(|first| first == Asked::InVain) && asked.all(|a| a == Asked::InVain)
+    }
+
+    /// The ports that aren't silent, two or more, hear one another: a target that is silent is so by itself.
+    pub fn ports_are_fine(&self) -> bool {
+        let mut fine = self.seats.iter().filter(|s| !s.silent);
+        self.seats.iter().filter(|s| !s.silent).count() > 1
+            && fine.all(|s| s.receive.heard > 0 && s.send.heard > 0)
+    }
+}
