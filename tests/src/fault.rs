@@ -1,18 +1,18 @@
-//! Faults that are more than a call on a [`Port`]: one direction of a cable that carries nothing while the carrier
-//! stays, and a station that claims somebody else's address.
+//! Faults that are more than a call on a [`Port`]: ports that lose all, some or certain frames while the carrier stays,
+//! and a station that claims somebody else's address. Frames are lost at the switch, whatever they carry.
 
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::bpf::{self, Loss};
 use crate::clock::RealtimeOffset;
 use crate::error::{Context, LabError};
 use crate::packet::PacketSocket;
-use crate::topology::Port;
+use crate::topology::{Lab, Port};
 use crate::wire::{self, Frame, Kind};
 
 /// A direction of a cable.
@@ -24,27 +24,78 @@ pub enum Direction {
     ToHost,
 }
 
-/// One direction of a port drops everything until this is dropped.
+/// Frames are lost at a switch's end of a port until this is dropped. The program is held by this guard alone, so it goes with the
+/// process, too.
 #[derive(Debug)]
 pub struct Blackhole {
     _link: OwnedFd,
 }
 
-/// An XDP program of [`Port::occupy_xdp`] that stays until this is dropped.
+/// An XDP program of [`Port::occupy_xdp`] or [`Port::bounce_xdp`] that stays until this is dropped.
 #[derive(Debug)]
 pub struct Occupant {
     _link: OwnedFd,
 }
 
+/// A port that has left its bridge, carrier up, until this is dropped.
+#[derive(Debug)]
+pub struct OffBridge {
+    port: Port,
+}
+
+impl Drop for OffBridge {
+    fn drop(&mut self) {
+        // Fails when the port is gone; then there is nothing to put back.
+        let _ = self.port.switches().netlink().set_master(self.port.switch_index(), self.port.bridge());
+    }
+}
+
 impl Port {
-    /// Loses everything in one direction, with carrier: a program of two instructions at the switch's end, held by this guard alone.
+    /// Loses everything in one direction, with carrier.
     ///
     /// # Errors
     /// When the kernel has no TCX (before Linux 6.6), or what it says.
     pub fn lose(&self, direction: Direction) -> Result<Blackhole, LabError> {
+        self.attach(direction, Loss::All)
+    }
+
+    /// Loses everything in both directions, with carrier.
+    ///
+    /// # Errors
+    /// As [`Port::lose`].
+    pub fn lose_both(&self) -> Result<[Blackhole; 2], LabError> {
+        Ok([self.lose(Direction::FromHost)?, self.lose(Direction::ToHost)?])
+    }
+
+    /// Loses a share of the frames in one direction, at random: `percent` of 100.
+    ///
+    /// # Errors
+    /// As [`Port::lose`].
+    pub fn lose_share(&self, direction: Direction, percent: u8) -> Result<Blackhole, LabError> {
+        self.attach(direction, Loss::Share { percent })
+    }
+
+    /// Loses what `sender` sends to this port, and nothing else: told by its hardware address.
+    ///
+    /// # Errors
+    /// As [`Port::lose`].
+    pub fn lose_from(&self, sender: &Port) -> Result<Blackhole, LabError> {
+        self.attach(Direction::ToHost, Loss::From(sender.mac()))
+    }
+
+    /// Takes the switch's end out of its bridge, with carrier.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn leave_bridge(&self) -> Result<OffBridge, LabError> {
+        self.switches().netlink().set_master(self.switch_index(), 0)?;
+        Ok(OffBridge { port: self.clone() })
+    }
+
+    fn attach(&self, direction: Direction, loss: Loss) -> Result<Blackhole, LabError> {
         let index = self.switch_index();
-        let what = format!("drop frames at {} ({direction:?})", self.switch_end());
-        let link = self.switches().open(&what, || bpf::attach_drop(index, direction))?;
+        let what = format!("drop frames at {} ({direction:?}, {loss:?})", self.switch_end());
+        let link = self.switches().open(&what, || bpf::attach_loss(index, direction, loss))?;
         Ok(Blackhole { _link: link })
     }
 
@@ -71,7 +122,18 @@ impl Port {
     pub fn occupy_xdp(&self) -> Result<Occupant, LabError> {
         let index = self.index();
         let what = format!("put an XDP program on {}", self.interface());
-        let link = self.host().open(&what, || bpf::attach_pass(index))?;
+        let link = self.host().open(&what, || bpf::attach_xdp(index, bpf::XDP_PASS))?;
+        Ok(Occupant { _link: link })
+    }
+
+    /// Sends every frame that comes to this port back by it, unchanged, with XDP_TX.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn bounce_xdp(&self) -> Result<Occupant, LabError> {
+        let index = self.index();
+        let what = format!("bounce frames at {}", self.interface());
+        let link = self.host().open(&what, || bpf::attach_xdp(index, bpf::XDP_TX))?;
         Ok(Occupant { _link: link })
     }
 
@@ -145,6 +207,32 @@ impl Station {
     }
 }
 
+impl Lab {
+    /// The switch of a segment forwards nothing any more, while every port keeps its carrier.
+    ///
+    /// # Errors
+    /// As [`Port::lose`]; nothing is lost then.
+    pub fn lose_segment(&self, segment: &str) -> Result<Vec<Blackhole>, LabError> {
+        lose_all(self.ports().filter(|port| port.segment() == segment))
+    }
+
+    /// A host is no longer heard nor reached, while its ports keep their carrier.
+    ///
+    /// # Errors
+    /// As [`Port::lose`]; nothing is lost then.
+    pub fn lose_host(&self, host: &str) -> Result<Vec<Blackhole>, LabError> {
+        lose_all(self.ports().filter(|port| port.host().name() == host))
+    }
+}
+
+fn lose_all<'a>(ports: impl Iterator<Item = &'a Port>) -> Result<Vec<Blackhole>, LabError> {
+    let mut holes = Vec::new();
+    for port in ports {
+        holes.extend(port.lose_both()?);
+    }
+    Ok(holes)
+}
+
 impl Frame {
     /// True for an ARP or neighbour discovery question for `address`.
     pub fn asks_for(&self, address: IpAddr) -> bool {
@@ -155,92 +243,5 @@ impl Frame {
             Kind::Solicitation { target, .. } => IpAddr::from(target) == address,
             _ => false,
         }
-    }
-}
-
-/// The few calls of bpf(2) that the lab needs.
-mod bpf {
-    use super::*;
-
-    const PROG_LOAD: libc::c_int = 5;
-    const LINK_CREATE: libc::c_int = 28;
-    const SCHED_CLS: u32 = 3;
-    const XDP: u32 = 6;
-    const ATTACH_XDP: u32 = 37;
-    const TCX_INGRESS: u32 = 46;
-    const TCX_EGRESS: u32 = 47;
-
-    /// The start of `union bpf_attr` for BPF_PROG_LOAD (include/uapi/linux/bpf.h), up to `expected_attach_type`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Load {
-        kind: u32,
-        instruction_count: u32,
-        instructions: u64,
-        license: u64,
-        log: [u32; 4],
-        kernel_version: u32,
-        flags: u32,
-        name: [u8; 16],
-        interface: u32,
-        attach_type: u32,
-    }
-
-    /// The start of `union bpf_attr` for BPF_LINK_CREATE, with the empty tcx part.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Link {
-        program: u32,
-        interface: u32,
-        attach_type: u32,
-        flags: u32,
-        relative: [u64; 2],
-    }
-
-    pub(super) fn attach_drop(interface: u32, direction: Direction) -> io::Result<OwnedFd> {
-        let attach_type = match direction {
-            Direction::FromHost => TCX_INGRESS,
-            Direction::ToHost => TCX_EGRESS,
-        };
-        // TCX_DROP
-        attach(interface, SCHED_CLS, attach_type, 2)
-    }
-
-    pub(super) fn attach_pass(interface: u32) -> io::Result<OwnedFd> {
-        // XDP_PASS
-        attach(interface, XDP, ATTACH_XDP, 2)
-    }
-
-    /// Attaches a program that returns `verdict` for every frame.
-    fn attach(interface: u32, kind: u32, attach_type: u32, verdict: u32) -> io::Result<OwnedFd> {
-        // r0 = verdict; exit
-        let instructions: [u64; 2] = [u64::from(verdict) << 32 | 0xb7, 0x95];
-        let license = c"GPL";
-        let load = Load {
-            kind,
-            instruction_count: 2,
-            instructions: instructions.as_ptr() as u64,
-            license: license.as_ptr() as u64,
-            attach_type,
-            name: *b"lab_verdict\0\0\0\0\0",
-            ..Load::default()
-        };
-        let program = call(PROG_LOAD, &load)?;
-        let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other).map(|fd| (fd, program))?;
-        let link = Link { program: program.0, interface, attach_type, ..Link::default() };
-        call(LINK_CREATE, &link)
-    }
-
-    fn call<T>(command: libc::c_int, attribute: &T) -> io::Result<OwnedFd> {
-        // SAFETY: `attribute` is the start of the union for this command, of the length given; the kernel takes the rest as
-        // zero. What it points to outlives the call, which copies it.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<T>()) };
-        let fd = i32::try_from(result).map_err(io::Error::other)?;
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: both commands return a descriptor that is ours alone.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

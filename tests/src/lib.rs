@@ -10,7 +10,10 @@
 //! Times are [`std::time::Duration`]s on `CLOCK_MONOTONIC` throughout ([`clock::now`]).
 
 pub mod agent;
+mod bpf;
+pub mod capture;
 pub mod clock;
+mod device;
 pub mod error;
 pub mod fault;
 pub mod host;
@@ -21,18 +24,22 @@ pub mod probe;
 pub mod process;
 pub mod query;
 pub mod state;
+pub mod storm;
 pub mod tcp;
 pub mod topology;
 pub mod watcher;
 pub mod wire;
 
 pub use agent::{Agent, AgentConfig};
+pub use capture::Capture;
+pub use device::Device;
 pub use error::LabError;
-pub use fault::{Blackhole, Direction, Impostor};
+pub use fault::{Blackhole, Direction, Impostor, Occupant, OffBridge};
 pub use host::Host;
 pub use probe::{Echo, Probe, ProbeResult};
 pub use process::{Process, baton_binary};
 pub use state::State;
+pub use storm::{Foreign, Spoiler, Storm};
 pub use topology::{Cable, HostSpec, Lab, Port, Switch, Topology};
 pub use watcher::{Answer, AnswerKind, Watcher};
 pub use wire::{Frame, Kind, Mac};

@@ -101,7 +101,7 @@ impl Netlink {
         self.create(RouteNetlinkMessage::NewLink(link), || format!("add veth {} - {}", near.name, far.name))
     }
 
-    /// Makes an interface a port of a bridge.
+    /// Makes an interface a port of a bridge; with 0 of none.
     ///
     /// # Errors
     /// What the kernel says.
@@ -274,11 +274,11 @@ impl Netlink {
         self.lock().dump(request).map_err(|source| self.error(what(), source))
     }
 
-    fn create(&self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), LabError> {
+    pub(crate) fn create(&self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), LabError> {
         self.send(message, NLM_F_CREATE | NLM_F_EXCL, what).map(drop)
     }
 
-    fn change(
+    pub(crate) fn change(
         &self,
         message: RouteNetlinkMessage,
         what: impl FnOnce() -> String,

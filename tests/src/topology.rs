@@ -14,20 +14,20 @@
 //! # }
 //! ```
 //!
-//! Every segment is a bridge, all of them in one namespace of the lab's own. Every port is a veth pair: the host's
-//! end is named as asked (`p0`, `p1`, ...), the switch's end `<host>-<port>`.
+//! Every segment is a bridge, all of them in one namespace of the lab's own. Every port is a veth pair, or stands on one
+//! ([`Device`]): the host's end is named as asked (`p0`, `p1`, ...), the switch's end `<host>-<port>`. The switch's end can
+//! take what an XDP program of the host sends back (XDP_TX).
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::device::Device;
 use crate::error::{Context, LabError};
 use crate::host::Host;
-use crate::netlink::VethEnd;
 use crate::wire::Mac;
 
 /// How a port is cabled.
@@ -87,7 +87,7 @@ impl Topology {
 #[derive(Clone, Debug)]
 pub struct HostSpec {
     name: String,
-    ports: Vec<(String, String, Cable)>,
+    ports: Vec<(String, String, Cable, Device)>,
     addresses: Vec<(String, String)>,
 }
 
@@ -99,12 +99,17 @@ impl HostSpec {
 
     /// Adds `count` ports to `segment`, named `p0`, `p1`, ... onwards from those it has.
     pub fn ports(self, segment: &str, count: usize) -> HostSpec {
-        self.cabled(segment, count, Cable::EventsAtOnce)
+        self.cabled(segment, count, Cable::EventsAtOnce, Device::Veth)
     }
 
     /// Adds `count` ports whose carrier events the kernel may delay ([`Cable::DelayedEvents`]).
     pub fn delayed_ports(self, segment: &str, count: usize) -> HostSpec {
-        self.cabled(segment, count, Cable::DelayedEvents)
+        self.cabled(segment, count, Cable::DelayedEvents, Device::Veth)
+    }
+
+    /// Adds `count` ports that are interfaces of this kind.
+    pub fn ports_on(self, segment: &str, count: usize, device: Device) -> HostSpec {
+        self.cabled(segment, count, Cable::EventsAtOnce, device)
     }
 
     /// Gives a port an address with its prefix, like `10.0.0.1/24`.
@@ -113,9 +118,9 @@ impl HostSpec {
         self
     }
 
-    fn cabled(mut self, segment: &str, count: usize, cable: Cable) -> HostSpec {
+    fn cabled(mut self, segment: &str, count: usize, cable: Cable, device: Device) -> HostSpec {
         for _ in 0..count {
-            self.ports.push((format!("p{}", self.ports.len()), segment.to_owned(), cable));
+            self.ports.push((format!("p{}", self.ports.len()), segment.to_owned(), cable, device));
         }
         self
     }
@@ -209,8 +214,8 @@ impl Lab {
         }
         let host = Host::create(&spec.name)?;
         self.hosts.insert(spec.name.clone(), host);
-        for (port, segment, cable) in &spec.ports {
-            self.add_port(&spec.name, port, segment, *cable)?;
+        for (port, segment, cable, device) in &spec.ports {
+            self.add_port_on(&spec.name, port, segment, *cable, *device)?;
         }
         for (port, text) in &spec.addresses {
             let address: IpNet = text
@@ -232,15 +237,46 @@ impl Lab {
         segment: &str,
         cable: Cable,
     ) -> Result<&Port, LabError> {
+        self.add_port_on(host, port, segment, cable, Device::Veth)
+    }
+
+    /// As [`Lab::add_port`], with an interface of this kind. The cable's kind is that of the veth pair below it.
+    ///
+    /// # Errors
+    /// As [`Lab::add_port`].
+    pub fn add_port_on(
+        &mut self,
+        host: &str,
+        port: &str,
+        segment: &str,
+        cable: Cable,
+        device: Device,
+    ) -> Result<&Port, LabError> {
         let switch =
             self.segments.get(segment).cloned().ok_or_else(|| self.unknown(format!("segment {segment}")))?;
         let owner = self.host(host)?.clone();
-        let near_index = self.next_index();
-        let far_index = match cable {
+        let near = self.next_index();
+        let far = match cable {
             Cable::EventsAtOnce => self.next_index(),
-            Cable::DelayedEvents => near_index,
+            Cable::DelayedEvents => near,
         };
-        let made = Port::make(owner, self.switches.clone(), switch, port, near_index, far_index)?;
+        let (near_index, far_index) = match device {
+            Device::Veth => (near, far),
+            Device::Macvlan | Device::Bridge => (self.next_index(), far),
+            Device::Vxlan => (self.next_index(), self.next_index()),
+        };
+        let made = Port {
+            host: owner,
+            switches: self.switches.clone(),
+            segment: segment.into(),
+            bridge: switch.bridge,
+            interface: port.to_owned(),
+            switch_end: format!("{host}-{port}").into(),
+            near_index,
+            far_index,
+            mac: mac_of(near_index, 0),
+        };
+        made.make(device, (near, far))?;
         let key = (host.to_owned(), port.to_owned());
         self.ports.insert(key, made);
         self.port(host, port)
@@ -261,6 +297,8 @@ impl Lab {
 pub struct Port {
     host: Host,
     switches: Host,
+    segment: Arc<str>,
+    bridge: u32,
     interface: String,
     switch_end: Arc<str>,
     near_index: u32,
@@ -269,31 +307,19 @@ pub struct Port {
 }
 
 impl Port {
-    fn make(
-        host: Host,
-        switches: Host,
-        switch: Switch,
-        interface: &str,
-        near_index: u32,
-        far_index: u32,
-    ) -> Result<Port, LabError> {
-        let far_name = format!("{}-{interface}", host.name());
-        if interface.is_empty() || far_name.len() > 15 || far_name.contains(['/', ':', ' ']) {
-            return Err(bad_name(
-                &far_name,
-                "an interface name has at most 15 bytes and no slash, colon or space",
-            ));
+    /// Makes its interfaces, on a veth pair with these indexes, and sets them up.
+    fn make(&self, device: Device, veth: (u32, u32)) -> Result<(), LabError> {
+        let far = &self.switch_end;
+        // Names on both sides may get one letter more, for the veth pair below.
+        let longest = far.len() + usize::from(device != Device::Veth);
+        if self.interface.is_empty() || longest > 15 || far.contains(['/', ':', ' ']) {
+            return Err(bad_name(far, "an interface name has at most 15 bytes and no slash, colon or space"));
         }
-        let mac = mac_of(near_index, 0);
-        let near = VethEnd { name: interface, index: near_index, mac };
-        let far = VethEnd { name: &far_name, index: far_index, mac: mac_of(near_index, 1) };
-        let other: BorrowedFd = switches.namespaces().network();
-        host.netlink().add_veth(near, far, other)?;
-        switches.netlink().set_master(far_index, switch.bridge)?;
-        switches.netlink().set_up(far_index, true)?;
-        host.netlink().set_up(near_index, true)?;
-        let switch_end = far_name.into();
-        Ok(Port { host, switches, interface: interface.to_owned(), switch_end, near_index, far_index, mac })
+        device.make(self, veth)?;
+        let switches = self.switches.netlink();
+        switches.set_master(self.far_index, self.bridge)?;
+        switches.set_up(self.far_index, true)?;
+        self.host.netlink().set_up(self.near_index, true).map(drop)
     }
 
     /// Its host.
@@ -304,6 +330,16 @@ impl Port {
     /// The namespace of the switch it is cabled to.
     pub fn switches(&self) -> &Host {
         &self.switches
+    }
+
+    /// The segment it is cabled to.
+    pub fn segment(&self) -> &str {
+        &self.segment
+    }
+
+    /// Index of its segment's bridge, among the switches.
+    pub fn bridge(&self) -> u32 {
+        self.bridge
     }
 
     /// Name of the host's end.
@@ -401,7 +437,7 @@ impl Port {
 }
 
 /// Locally administered, one per port and side.
-fn mac_of(index: u32, side: u8) -> Mac {
+pub(crate) fn mac_of(index: u32, side: u8) -> Mac {
     let [a, b, c, d] = index.to_be_bytes();
     Mac([2, side, a, b, c, d])
 }

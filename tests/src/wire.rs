@@ -156,6 +156,28 @@ pub fn gratuitous_arp(from: Mac, address: Ipv4Addr) -> [Vec<u8>; 2] {
     [arp_request(from, address, address), arp_frame(Mac::BROADCAST, from, true, own, own)]
 }
 
+/// An empty UDP datagram to the discard port, its checksum left out.
+pub fn udp(from: Mac, to: Mac, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
+    const DISCARD: u16 = 9;
+    let mut frame = Vec::with_capacity(60);
+    ethernet(&mut frame, to, from, ETHERTYPE_IPV4);
+    let mut header = Vec::with_capacity(20);
+    header.put_slice(&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, PROTOCOL_UDP, 0, 0]);
+    header.put_slice(&source.octets());
+    header.put_slice(&destination.octets());
+    // RFC 1071
+    let sum: u32 = header.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(header);
+    for word in [DISCARD, DISCARD, 8, 0] {
+        frame.put_u16(word);
+    }
+    frame.resize(60, 0);
+    frame
+}
+
 fn arp_frame(to: Mac, from: Mac, reply: bool, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
     let mut frame = Vec::with_capacity(60);
     ethernet(&mut frame, to, from, ETHERTYPE_ARP);
@@ -211,7 +233,7 @@ fn icmpv6(to: Mac, from: Mac, source: Ipv6Addr, destination: Ipv6Addr, mut body:
     frame
 }
 
-fn ethernet(frame: &mut Vec<u8>, to: Mac, from: Mac, ethertype: u16) {
+pub(crate) fn ethernet(frame: &mut Vec<u8>, to: Mac, from: Mac, ethertype: u16) {
     frame.put_slice(&to.0);
     frame.put_slice(&from.0);
     frame.put_u16(ethertype);
