@@ -52,10 +52,7 @@ pub(crate) fn attach_xdp(index: u32, verdict: i32) -> io::Result<OwnedFd> {
 
 /// One instruction (Documentation/bpf/standardization/instruction-set.rst).
 const fn op(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
-    code as u64
-        | (registers as u64) << 8
-        | (offset as u16 as u64) << 16
-        | (immediate as u32 as u64) << 32
+    code as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u32 as u64) << 32
 }
 
 /// r0 = `verdict`; exit.
@@ -78,11 +75,11 @@ fn program(loss: Loss) -> Vec<u64> {
         Loss::From(Mac([a, b, c, d, e, f])) => {
             let (high, low) = (i32::from_be_bytes([a, b, c, d]), i32::from(u16::from_be_bytes([e, f])));
             let other = vec![
-                op(0xbf, 0x16, 0, 0),  // r6 = r1, where the loads look for the packet
-                op(0x20, 0, 0, 6),     // r0 = four bytes at 6, in host order
-                op(0x56, 0, 4, high),  // if (u32)r0 != high: second
-                op(0x28, 0, 0, 10),    // r0 = two bytes at 10
-                op(0x56, 0, 2, low),   // if (u32)r0 != low: second
+                op(0xbf, 0x16, 0, 0), // r6 = r1, where the loads look for the packet
+                op(0x20, 0, 0, 6),    // r0 = four bytes at 6, in host order
+                op(0x56, 0, 4, high), // if (u32)r0 != high: second
+                op(0x28, 0, 0, 10),   // r0 = two bytes at 10
+                op(0x56, 0, 2, low),  // if (u32)r0 != low: second
             ];
             (other, TCX_DROP, TCX_NEXT)
         }

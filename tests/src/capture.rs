@@ -1,5 +1,6 @@
 //! Captures: whole frames of chosen EtherTypes at a port, at the switch or in the host, to look at or to send again.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::clock::{self, RealtimeOffset};
@@ -17,6 +18,8 @@ pub struct Capture {
     ethertype: u16,
     at_switch: bool,
     what: String,
+    /// Read, and not given out yet.
+    kept: VecDeque<Captured>,
 }
 
 /// A captured frame.
@@ -40,7 +43,7 @@ impl Port {
         let index = self.switch_index();
         let what = format!("capture at {}", self.switch_end());
         let socket = self.switches().open(&what, || PacketSocket::open(index))?;
-        Ok(Capture { socket, ethertype, at_switch: true, what })
+        Ok(Capture { socket, ethertype, at_switch: true, what, kept: VecDeque::new() })
     }
 
     /// Captures frames of this EtherType in the host, as its users would: what an XDP program consumes is not seen.
@@ -51,7 +54,7 @@ impl Port {
         let index = self.index();
         let what = format!("capture at {} of {}", self.interface(), self.host().name());
         let socket = self.host().open(&what, || PacketSocket::open(index))?;
-        Ok(Capture { socket, ethertype, at_switch: false, what })
+        Ok(Capture { socket, ethertype, at_switch: false, what, kept: VecDeque::new() })
     }
 }
 
@@ -60,36 +63,43 @@ impl Capture {
     ///
     /// # Errors
     /// What the socket says.
-    pub fn take(&self) -> Result<Vec<Captured>, LabError> {
-        let offset = RealtimeOffset::sample();
-        let mut frames = Vec::new();
-        while let Some(received) = self.socket.receive(offset).context(|| self.what.clone())? {
-            if received.bytes.get(12..14) == Some(&self.ethertype.to_be_bytes()) {
-                let from_host = received.outgoing != self.at_switch;
-                frames.push(Captured { at: received.at, from_host, bytes: received.bytes });
-            }
-        }
-        Ok(frames)
+    pub fn take(&mut self) -> Result<Vec<Captured>, LabError> {
+        self.read()?;
+        Ok(self.kept.drain(..).collect())
     }
 
-    /// The first frame that `wanted` accepts among those not taken yet, waiting for it if need be. Those before it are gone then.
+    /// The first frame that `wanted` accepts, waiting for it if need be. Those before it are gone then, those after it are not.
     ///
     /// # Errors
     /// [`LabError::Timeout`] after `limit`; what the socket says.
     pub fn wait_for(
-        &self,
+        &mut self,
         limit: Duration,
         mut wanted: impl FnMut(&Captured) -> bool,
     ) -> Result<Captured, LabError> {
         let end = clock::now() + limit;
         loop {
-            if let Some(frame) = self.take()?.into_iter().find(&mut wanted) {
-                return Ok(frame);
+            self.read()?;
+            while let Some(frame) = self.kept.pop_front() {
+                if wanted(&frame) {
+                    return Ok(frame);
+                }
             }
             if clock::now() >= end {
                 return Err(LabError::Timeout { what: self.what.clone(), limit });
             }
             self.socket.wait(Duration::from_millis(5)).context(|| self.what.clone())?;
         }
+    }
+
+    fn read(&mut self) -> Result<(), LabError> {
+        let offset = RealtimeOffset::sample();
+        while let Some(received) = self.socket.receive(offset).context(|| self.what.clone())? {
+            if received.bytes.get(12..14) == Some(&self.ethertype.to_be_bytes()) {
+                let from_host = received.outgoing != self.at_switch;
+                self.kept.push_back(Captured { at: received.at, from_host, bytes: received.bytes });
+            }
+        }
+        Ok(())
     }
 }

@@ -274,7 +274,11 @@ impl Netlink {
         self.lock().dump(request).map_err(|source| self.error(what(), source))
     }
 
-    pub(crate) fn create(&self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), LabError> {
+    pub(crate) fn create(
+        &self,
+        message: RouteNetlinkMessage,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), LabError> {
         self.send(message, NLM_F_CREATE | NLM_F_EXCL, what).map(drop)
     }
 

@@ -134,9 +134,7 @@ impl Source {
         self.turn = self.turn.wrapping_add(1);
         match self.what.clone() {
             Foreign::Rubbish { to } => self.rubbish(to),
-            Foreign::Arp { target } => {
-                wire::arp_request(self.mac, Ipv4Addr::UNSPECIFIED, target)
-            }
+            Foreign::Arp { target } => wire::arp_request(self.mac, Ipv4Addr::UNSPECIFIED, target),
             Foreign::Udp { to, source, destination } => wire::udp(self.mac, to, source, destination),
             Foreign::Frames(frames) if frames.is_empty() => Vec::new(),
             Foreign::Frames(mut frames) => frames.swap_remove(self.turn % frames.len()),
@@ -179,13 +177,7 @@ fn congestion_experienced(socket: &UdpSocket) -> io::Result<()> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the pointer is to a live integer of that length.
     let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_TOS,
-            (&raw const mark).cast(),
-            length,
-        )
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_TOS, (&raw const mark).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
