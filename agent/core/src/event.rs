@@ -185,6 +185,16 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// All findings, in the order of the metrics.
+    pub const ALL: [Finding; 6] = [
+        Finding::Unknown,
+        Finding::Whole,
+        Finding::PortsSilent,
+        Finding::PathsSilent,
+        Finding::Undecided,
+        Finding::Gone,
+    ];
+
     /// The word used in status and events.
     pub fn word(self) -> &'static str {
         match self {

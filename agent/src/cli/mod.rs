@@ -6,6 +6,7 @@
 mod check;
 mod events;
 mod log;
+mod paths;
 mod replay;
 #[cfg(test)]
 mod samples;

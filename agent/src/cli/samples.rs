@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use baton_core::{
-    AddressView, Attachment, ConflictView, Event, EventKind, NodeView, PortState, PortView, Reason,
-    ServerView, Snapshot, Time,
+    AddressView, Attachment, ConflictView, Event, EventKind, Finding, NodeView, PathView, PortState,
+    PortView, Reason, SegmentView, ServerView, Snapshot, TargetView, Time, Watcher,
 };
 
 use crate::journal::Record;
@@ -44,6 +44,25 @@ pub(super) fn server(name: &str, addresses: &[(&str, Option<&str>)]) -> ServerVi
     }
 }
 
+pub(super) fn path(from: &str, to: &str, heard: Option<bool>) -> PathView {
+    PathView {
+        segment: "office".into(),
+        from: from.into(),
+        to: to.into(),
+        heard,
+        heard_ms: heard.map(|heard| if heard { 7 } else { 1500 }),
+        loss: Some(0.021),
+        rtt_us: Some(41.6),
+        echo: Some(Watcher::Kernel),
+        timer: Watcher::Kernel,
+    }
+}
+
+pub(super) fn target(port: &str, answers: Option<bool>) -> TargetView {
+    let target = "10.0.0.1".parse().expect("an address");
+    TargetView { segment: "office".into(), port: port.into(), target, answers }
+}
+
 pub(super) fn status() -> Status {
     let snapshot = Snapshot {
         node: "fs1".into(),
@@ -66,9 +85,9 @@ pub(super) fn status() -> Status {
             server("projects", &[("10.0.0.10", Some("eth0")), ("fd00:10::10", Some("eth0"))]),
             server("homes", &[("10.0.0.11", None)]),
         ],
-        segments: Vec::new(),
-        paths: Vec::new(),
-        targets: Vec::new(),
+        segments: vec![SegmentView { name: "office".into(), finding: Finding::PortsSilent }],
+        paths: vec![path("eth0", "eth1", Some(true)), path("eth1", "eth0", Some(false))],
+        targets: vec![target("eth0", Some(true)), target("eth1", Some(false)), target("eth2", None)],
         conflicts: vec![ConflictView {
             address: "10.0.0.10".parse().expect("an address"),
             interface: "eth1".into(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use baton_core::{Attachment, PortView};
 
 use super::CliError;
+use super::paths;
 use super::text::{Table, Tint, one_line, percent, rate, span, tinted};
 use crate::control::{Request, StatusRequest, ask};
 use crate::telemetry::Status;
@@ -71,6 +72,7 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     }
     out.push_str("\n\n");
     ports(status, colour, &mut out);
+    paths::write(view, colour, &mut out);
     out.push('\n');
     servers(status, colour, &mut out);
     if !view.conflicts.is_empty() {

@@ -1,7 +1,7 @@
-use baton_core::{EventKind, FailoverKind, PortState, Reason, Rebinding};
+use baton_core::{EventKind, FailoverKind, PathView, PortState, Reason, Rebinding};
 
 use super::events::describe;
-use super::samples::{record, status};
+use super::samples::{path, record, status};
 use super::status::render;
 use super::text::{count, one_line, rate, span};
 use super::*;
@@ -22,6 +22,16 @@ eth0  office   good                  yes      xdp             2  1.2 MB/s
 eth1  office   held 800 ms           yes      xdp             0     0 B/s
 eth2  office   down, interface gone  absent   -               0     0 B/s
 
+SEGMENT  PATHS  FINDING
+office       2  ports silent: see their states
+
+PATH         HEARD              LOSS  ROUND TRIP  ECHO    TIMER
+eth0 > eth1  yes               2.1 %       42 us  kernel  kernel
+eth1 > eth0  silent for 1.5 s  2.1 %       42 us  kernel  kernel
+
+PROBE TARGET  SEGMENT  ANSWERS AT  SILENT AT
+10.0.0.1      office   eth0        eth1
+
 VIRTUAL SERVER  OWNER  STATE    PORT     LOAD      RATE
 projects        fs1    serving           12 %  1.2 MB/s
   10.0.0.10                     eth0           625 kB/s
@@ -40,6 +50,20 @@ CONFLICTS
     }
     assert_eq!(plain, expected, "colour changes nothing else");
     assert!(coloured.contains("\x1b[32mgood\x1b[0m"));
+}
+
+#[test]
+fn of_many_paths_only_those_that_are_not_well_are_listed() {
+    let mut status = status();
+    let clean = PathView { loss: Some(0.0), ..path("eth0", "eth1", Some(true)) };
+    status.snapshot.paths = vec![clean; 240];
+    let text = render(&status, false);
+    assert!(text.contains("\n240 paths are heard and clean\n") && !text.contains("HEARD"), "{text}");
+    status.snapshot.paths[7] = PathView { heard_ms: None, loss: None, ..path("eth8", "eth9", Some(false)) };
+    status.snapshot.paths[9] = PathView { loss: Some(0.051), ..path("eth5", "eth6", Some(true)) };
+    let text = render(&status, false);
+    assert!(text.contains("eth8 > eth9  never") && text.contains("eth5 > eth6  yes    5.1 %"), "{text}");
+    assert!(text.contains("\n238 paths are heard and clean\n"), "{text}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::problem::Findings;
 use super::reader::{At, nearest};
-use super::sections::{Listen, Raw, RawSegment, RawServer, RawTiming};
+use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
     AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, StoreConfig, StoreKind,
     TelemetryConfig,
@@ -30,6 +30,7 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
     check_subnets(&raw.segments, f);
     for segment in &raw.segments {
         check_hosts(segment, f);
+        warn_blind(segment, &raw, f);
     }
     check_servers(&raw, f);
     let (timing, lease) = timing(&raw.timing, f);
@@ -247,6 +248,32 @@ fn check_hosts(segment: &RawSegment, f: &mut Findings) {
                 )
             });
         }
+    }
+}
+
+/// A segment whose ports and hosts don't suffice to tell which port is silent.
+fn warn_blind(segment: &RawSegment, raw: &Raw, f: &mut Findings) {
+    let Some(name) = &segment.name else { return };
+    let is_here = |port: &&RawPort| port.segment.as_ref().is_some_and(|s| s.value == name.value);
+    let ports = raw.ports.iter().filter(is_here).count();
+    let hosts = segment.gateway.len() + segment.probe_targets.len();
+    let name_at = name.at;
+    let name = &name.value;
+    match (ports, hosts) {
+        (1, _) => f.warn(
+            name_at,
+            format!("segment \"{name}\" has one port: if that turns silent with its link up, nobody notices"),
+            "add a second port, and a host that is always up to `probe_targets`",
+        ),
+        (2, 0) => f.warn(
+            name_at,
+            format!(
+                "segment \"{name}\" has two ports and neither gateway nor probe target: when one turns silent with its \
+                 link up, only clients' packets can tell which, and sometimes nothing can; then nothing moves"
+            ),
+            "add a host that is always up to `probe_targets`, or a third port",
+        ),
+        _ => {}
     }
 }
 

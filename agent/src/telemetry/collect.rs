@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use baton_core::PortState;
+use baton_common::RTT_BUCKETS;
+use baton_core::{Finding, PathView, PortState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -123,6 +124,56 @@ impl Collected {
         Ok(())
     }
 
+    fn paths(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let view = self.published.snapshot.borrow().clone();
+        let labels =
+            |p: &PathView| [("segment", p.segment.clone()), ("from", p.from.clone()), ("to", p.to.clone())];
+        let help = "1 if the path between two ports is heard";
+        let mut family = encoder.encode_descriptor("baton_path_heard", help, None, MetricType::Gauge)?;
+        for (path, heard) in view.paths.iter().filter_map(|p| Some((p, p.heard?))) {
+            gauge(&mut family, &labels(path), f64::from(u8::from(heard)))?;
+        }
+        let help = "Lost share of the path's probes, 0 to 1, exponentially weighted with a half-life of 5 s";
+        let mut family = encoder.encode_descriptor("baton_path_loss_ratio", help, None, MetricType::Gauge)?;
+        for (path, loss) in view.paths.iter().filter_map(|p| Some((p, p.loss?))) {
+            gauge(&mut family, &labels(path), loss)?;
+        }
+        self.round_trips(encoder)?;
+        let help = "1 for what the paths of the segment say";
+        let mut family = encoder.encode_descriptor("baton_segment_finding", help, None, MetricType::Gauge)?;
+        for segment in &view.segments {
+            for finding in Finding::ALL {
+                let labels = [("segment", segment.name.as_str()), ("finding", finding.word())];
+                gauge(&mut family, &labels, f64::from(u8::from(segment.finding == finding)))?;
+            }
+        }
+        let help = "1 if the probe target answers at the port";
+        let mut family = encoder.encode_descriptor("baton_target_answers", help, None, MetricType::Gauge)?;
+        for (target, answers) in view.targets.iter().filter_map(|t| Some((t, t.answers?))) {
+            let address = target.target.to_string();
+            let labels = [("segment", target.segment.as_str()), ("port", &target.port), ("target", &address)];
+            gauge(&mut family, &labels, f64::from(u8::from(answers)))?;
+        }
+        Ok(())
+    }
+
+    fn round_trips(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Round trips over the path and the opposite one";
+        let mut family =
+            encoder.encode_descriptor("baton_path_rtt_seconds", help, None, MetricType::Histogram)?;
+        for path in self.published.paths.borrow().iter() {
+            let limit = |k: usize| if k + 1 < RTT_BUCKETS { (1u64 << k) as f64 / 1e6 } else { f64::MAX };
+            let buckets: Vec<(f64, u64)> = path.rtt.iter().enumerate().map(|(k, n)| (limit(k), *n)).collect();
+            let labels =
+                [("segment", path.segment.as_str()), ("from", path.from.as_str()), ("to", path.to.as_str())];
+            let (sum, count) = (path.rtt_sum_ns as f64 / 1e9, path.rtt.iter().sum());
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
     fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seen = *self.published.diagnostics.borrow();
         let mut family = encoder.encode_descriptor(
@@ -138,6 +189,18 @@ impl Collected {
             ("redirected", seen.redirected),
         ] {
             counter(&mut family, &[("what", what)], value)?;
+        }
+        let help = "Probe frames that were not taken, by why";
+        let name = "baton_probe_frames_refused";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (reason, value) in [
+            ("truncated", seen.probes_truncated),
+            ("version", seen.probes_version),
+            ("forged", seen.probes_forged),
+            ("replayed", seen.probes_replayed),
+            ("unknown", seen.probes_unknown),
+        ] {
+            counter(&mut family, &[("reason", reason)], value)?;
         }
         let single = [
             (
@@ -163,6 +226,7 @@ impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.traffic(&mut encoder)?;
         self.view(&mut encoder)?;
+        self.paths(&mut encoder)?;
         self.diagnostics(&mut encoder)
     }
 }

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Sparkline, Table};
 
 use super::super::events::sentence;
+use super::super::paths;
 use super::super::status::{carrier, state};
 use super::super::text::{Tint, count, one_line, percent, rate};
 use super::view::View;
@@ -20,9 +21,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     // Two lines of frame and one of headings around each table; a third of the screen at most.
     let part =
         |rows: usize| Constraint::Length(u16::try_from((rows + 2).min((height / 3).max(4))).unwrap_or(4));
-    let [head, ports_area, servers_area, traffic_area, events_area] = Layout::vertical([
+    let paths = view.status.as_ref().map_or_else(Vec::new, |(s, _)| paths::summary(&s.snapshot));
+    let paths_height = u16::try_from(paths.len().min(height / 8)).unwrap_or(0);
+    let [head, ports_area, paths_area, servers_area, traffic_area, events_area] = Layout::vertical([
         Constraint::Length(if conflicts > 0 { 2 } else { 1 }),
         part(ports + 1),
+        Constraint::Length(paths_height),
         part(view.rows() + 1),
         Constraint::Length(4),
         Constraint::Min(4),
@@ -31,6 +35,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     draw_head(frame, head, view);
     if let Some((status, _)) = &view.status {
         draw_ports(frame, ports_area, status);
+        let lines: Vec<Line<'_>> =
+            paths.into_iter().map(|(text, tint)| Line::styled(text, style(tint))).collect();
+        frame.render_widget(Paragraph::new(lines), paths_area);
         draw_servers(frame, servers_area, status, view.offset);
     }
     draw_traffic(frame, traffic_area, view);

@@ -42,6 +42,7 @@ fn everything_fits_80_by_24() {
         " ports (3) ",
         "│eth1            office     held 800 ms          yes     0         0 B/s",
         "│eth2            office     down, interface gone absent  0         0 B/s",
+        "office: ports silent, 1 of 2 paths heard, loss 2.1 %, 42 us; silent eth1>eth0",
         " virtual servers (2) ",
         "│projects                     fs1               serving   12 %    1.2 MB/s",
         "│  fd00:10::10                eth0                                625 kB/s",
