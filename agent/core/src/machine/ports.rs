@@ -36,6 +36,8 @@ pub(super) struct Port {
     faulty: bool,
     /// Degraded: since when it is clean again.
     clean_since: Option<Time>,
+    /// Since when clients' packets come to it, in spite of the silence of paths.
+    pub received_since: Option<Time>,
     /// Its error counters in the last sample, where known.
     pub errors: Option<LinkErrors>,
     /// Bytes per second, where known.
@@ -69,6 +71,7 @@ impl Port {
             lossy: false,
             faulty: false,
             clean_since: None,
+            received_since: None,
             errors: None,
             speed: None,
         }
@@ -146,7 +149,7 @@ impl Port {
     fn forget_verdicts(&mut self) {
         self.verdict = None;
         (self.lossy, self.faulty) = (false, false);
-        self.clean_since = None;
+        (self.clean_since, self.received_since) = (None, None);
         self.errors = None;
     }
 

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::{Finding, IfIndex, PathSample, Reading, Reason, TargetSample, Time};
+use crate::machine::ports::Port;
+use crate::{Finding, IfIndex, PathSample, PortState, Reading, Reason, TargetSample, Time};
 
 /// So many probes without an answer are silence.
 const SILENT_AFTER: u32 = 3;
@@ -31,8 +32,11 @@ pub(super) enum Hearing {
 impl Look<'_> {
     /// The first unanswered probe has had two whole intervals and an eighth, and two more have been sent.
     fn is_overdue(&self, unanswered: u32, since: Option<Time>) -> bool {
-        let limit = self.interval * 2 + self.interval / 8;
-        unanswered >= SILENT_AFTER && since.is_some_and(|t| self.now >= t + limit)
+        unanswered >= SILENT_AFTER && since.is_some_and(|t| self.now >= t + self.limit())
+    }
+
+    fn limit(&self) -> Duration {
+        self.interval * 2 + self.interval / 8
     }
 
     pub fn path(&self, s: &PathSample) -> Hearing {
@@ -73,8 +77,10 @@ pub(super) struct Side {
     silent: u32,
     /// When the latest silence began.
     since: Time,
-    /// Something has shown that this direction works.
+    /// Something has shown that this direction works,
     pub proven: bool,
+    /// and for long enough to speak against the other ends of its silent paths.
+    witness: bool,
     /// At the other end of a silent path is a port that is proven to work.
     witnessed: bool,
 }
@@ -119,11 +125,31 @@ pub(super) struct Seat {
     pub asked: Asked,
     /// Clients' packets came since the latest silence began.
     pub received: bool,
+    /// Since when they come, as known before this survey.
+    received_since: Option<Time>,
     /// It is silent by an earlier verdict or by this survey.
     pub silent: bool,
 }
 
 impl Seat {
+    pub fn new(port: usize, ifindex: IfIndex, known: &Port) -> Seat {
+        Seat {
+            port,
+            ifindex,
+            receive: Side::default(),
+            send: Side::default(),
+            asked: Asked::default(),
+            received: false,
+            received_since: known.received_since,
+            silent: known.state == PortState::Silent,
+        }
+    }
+
+    /// Clients' packets begin or cease to come while a path in is silent: from then on they may speak against others.
+    pub fn is_receipt_news(&self) -> bool {
+        self.receive.silent > 0 && self.received != self.received_since.is_some()
+    }
+
     /// What this survey blames the port for.
     pub fn blame(&self) -> Option<Reason> {
         if self.asked == Asked::Open {
@@ -149,18 +175,9 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Looks at the segment with these ports (number, interface, silent until now).
-    pub fn new(look: &Look, ports: impl Iterator<Item = (usize, IfIndex, bool)>) -> Survey {
-        let seat = |(port, ifindex, silent)| Seat {
-            port,
-            ifindex,
-            receive: Side::default(),
-            send: Side::default(),
-            asked: Asked::default(),
-            received: false,
-            silent,
-        };
-        let mut survey = Survey { seats: ports.map(seat).collect() };
+    /// Looks at the segment with these ports.
+    pub fn new(look: &Look, ports: impl Iterator<Item = Seat>) -> Survey {
+        let mut survey = Survey { seats: ports.collect() };
         survey.seats.sort_unstable_by_key(|s| s.ifindex);
         survey.hear(look);
         survey.prove(look);
@@ -185,8 +202,9 @@ impl Survey {
             self.seats[to].receive.count(hearing, s);
         }
         for seat in &mut self.seats {
-            seat.receive.proven = seat.receive.heard > 0;
-            seat.send.proven = seat.send.heard > 0;
+            for side in [&mut seat.receive, &mut seat.send] {
+                (side.proven, side.witness) = (side.heard > 0, side.heard > 0);
+            }
         }
     }
 
@@ -196,8 +214,10 @@ impl Survey {
             let Some(seat) = self.seat(t.port).map(|s| &mut self.seats[s]) else { continue };
             let Some(answered) = t.answered else { continue };
             if look.answers(t) {
-                seat.receive.proven |= answered > seat.receive.since;
-                seat.send.proven |= answered > seat.send.since;
+                for side in [&mut seat.receive, &mut seat.send] {
+                    side.proven |= answered > side.since;
+                    side.witness |= answered > side.since;
+                }
             }
             seat.asked = seat.asked.max(if look.is_given_up(t) { Asked::InVain } else { Asked::Open });
         }
@@ -205,14 +225,19 @@ impl Survey {
             let Some(seat) = self.seat(*port).map(|s| &mut self.seats[s]) else { continue };
             seat.received = at > seat.receive.since && look.is_fresh(at);
             seat.receive.proven |= seat.received;
+            // A port that was deaf until a moment ago may hear a client before it hears the next probe; and of the probes
+            // that stayed away the last may have done so for another reason than the first.
+            let long = seat.received_since.is_some_and(|t| look.now >= t + look.limit());
+            let late = at >= seat.receive.since + look.interval * 2;
+            seat.receive.witness |= seat.received && long && late;
         }
     }
 
     fn witness(&mut self, look: &Look) {
         for s in look.reading.paths.iter().filter(|s| look.path(s) == Hearing::Silent) {
             let Some((from, to)) = self.ends(s) else { continue };
-            self.seats[to].receive.witnessed |= self.seats[from].send.proven;
-            self.seats[from].send.witnessed |= self.seats[to].receive.proven;
+            self.seats[to].receive.witnessed |= self.seats[from].send.witness;
+            self.seats[from].send.witnessed |= self.seats[to].receive.witness;
         }
     }
 

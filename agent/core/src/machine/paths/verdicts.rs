@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::loss::Health;
-use super::survey::{Look, Survey};
+use super::survey::{Look, Seat, Survey};
 use crate::config::Segment;
 use crate::machine::Machine;
 use crate::machine::ports::Port;
-use crate::{EventKind, Finding, IfIndex, PortState, Reason};
+use crate::{EventKind, Finding, PortState, Reason};
 
 /// What a reading changes in one segment.
 #[derive(Debug, Default, PartialEq)]
@@ -17,6 +17,8 @@ pub(super) struct Decision {
     ports: Vec<(usize, Verdict)>,
     /// Targets that answer (`true`) or no longer do.
     targets: Vec<(IpAddr, bool)>,
+    /// Something that later verdicts depend on.
+    receipt: bool,
 }
 
 /// What changes for a port.
@@ -32,7 +34,7 @@ pub(super) enum Verdict {
 
 impl Decision {
     pub fn is_empty(&self) -> bool {
-        self.finding.is_none() && self.ports.is_empty() && self.targets.is_empty()
+        self.finding.is_none() && self.ports.is_empty() && self.targets.is_empty() && !self.receipt
     }
 }
 
@@ -64,12 +66,12 @@ fn verdict(port: &Port, blame: Option<Reason>, proven: bool, health: Health) -> 
 }
 
 impl Machine {
-    /// The segment's ports that have carrier and the kernel programs: number, interface, silent until now.
-    fn taking_part<'a>(&'a self, segment: &'a str) -> impl Iterator<Item = (usize, IfIndex, bool)> + 'a {
+    /// The segment's ports that have carrier and the kernel programs.
+    fn taking_part<'a>(&'a self, segment: &'a str) -> impl Iterator<Item = Seat> + 'a {
         self.ports.iter().enumerate().filter_map(move |(p, port)| {
             let takes_part =
                 port.segment == segment && port.fault().is_none() && port.state != PortState::Down;
-            takes_part.then_some((p, port.ifindex()?, port.state == PortState::Silent))
+            takes_part.then_some(Seat::new(p, port.ifindex()?, port))
         })
     }
 
@@ -91,10 +93,14 @@ impl Machine {
             };
             let verdict = verdict(&self.ports[seat.port], seat.blame(), seat.is_proven(), health);
             decision.ports.extend(verdict.map(|v| (seat.port, v)));
-            match verdict {
-                Some(Verdict::Silent(_)) => survey.seats[s].silent = true,
-                Some(Verdict::Works) => survey.seats[s].silent = false,
-                Some(Verdict::Degraded(_)) | None => {}
+        }
+        decision.receipt = survey.seats.iter().any(Seat::is_receipt_news);
+        self.keep_the_last(&survey, &mut decision);
+        for seat in &mut survey.seats {
+            match decision.ports.iter().find(|d| d.0 == seat.port) {
+                Some((_, Verdict::Silent(_))) => seat.silent = true,
+                Some((_, Verdict::Works)) => seat.silent = false,
+                Some((_, Verdict::Degraded(_))) | None => {}
             }
         }
         let known = self.watch.segments.get(&segment.name);
@@ -106,6 +112,20 @@ impl Machine {
             decision.targets.extend(now.filter(|n| Some(*n) != before).map(|n| (target, n)));
         }
         decision
+    }
+
+    /// When every port would be silent nobody is blamed: there would be nowhere to go, and rather than all ports something
+    /// between them is broken (a switch that isolates its ports from one another).
+    fn keep_the_last(&self, survey: &Survey, decision: &mut Decision) {
+        let falls_silent =
+            |p: usize| decision.ports.iter().any(|d| d.0 == p && matches!(d.1, Verdict::Silent(_)));
+        let returns = |p: usize| decision.ports.contains(&(p, Verdict::Works));
+        let stays = |s: &Seat| !falls_silent(s.port) && (!s.silent || returns(s.port));
+        if !survey.seats.iter().any(stays) {
+            decision.ports.retain(|&(p, v)| {
+                !matches!(v, Verdict::Silent(_)) || self.ports[p].state == PortState::Silent
+            });
+        }
     }
 
     /// Carries out a decision: states first, so that no address goes to a port that is about to fail too; then what
