@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use baton_lab::{Host, Process, clock};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -43,8 +43,31 @@ impl Load {
     }
 }
 
+/// How to spin.
+#[derive(clap::Args, Debug)]
+pub struct Spin {
+    /// On this CPU only
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// With this SCHED_FIFO priority
+    #[arg(long)]
+    fifo: Option<i32>,
+}
+
+/// Starts a process that spins on one CPU ahead of everything below this SCHED_FIFO priority, as far as the kernel's
+/// throttling of real-time work lets it.
+pub fn hog(host: &Host, cpu: usize, priority: i32) -> Result<Process> {
+    let mut command = Command::new(std::env::current_exe().context("find the running program")?);
+    command.args(["spin", "--cpu", &cpu.to_string(), "--fifo", &priority.to_string()]);
+    Ok(host.spawn(command)?)
+}
+
 /// One spinning process.
-pub fn spin() -> Result<()> {
+pub fn spin(how: &Spin) -> Result<()> {
+    how.cpu.map(clock::pin).transpose().context("stay on one CPU")?;
+    if how.fifo.is_some_and(|priority| !clock::try_fifo(priority)) {
+        bail!("SCHED_FIFO is refused");
+    }
     let mut number = 0u64;
     loop {
         number = black_box(number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));

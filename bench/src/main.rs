@@ -2,6 +2,7 @@
 
 mod carrier;
 mod chart;
+mod cpu;
 mod floor_agent;
 mod html;
 mod load;
@@ -10,6 +11,7 @@ mod port_failover;
 mod report;
 mod run;
 mod scale;
+mod silent_port;
 mod system;
 mod xdp_cost;
 
@@ -21,6 +23,8 @@ use clap::Parser;
 enum Command {
     /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
     PortFailover(port_failover::Arguments),
+    /// What a client loses when a port turns silent with carrier; false verdicts under stress; what watching costs.
+    SilentPort(silent_port::Arguments),
     /// What grows with the number of addresses, and what must not; what an idle agent costs.
     Scale(scale::Arguments),
     /// Nanoseconds per packet of the kernel programs, above an empty program.
@@ -28,17 +32,18 @@ enum Command {
     /// The floor's own process; started by `port-failover`.
     #[command(hide = true)]
     FloorAgent(floor_agent::Arguments),
-    /// Keeps a CPU busy until killed; started for `--load busy`.
+    /// Keeps a CPU busy until killed; started for `--load busy` and for stress.
     #[command(hide = true)]
-    Spin,
+    Spin(load::Spin),
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),
         Command::FloorAgent(arguments) => floor_agent::main(&arguments),
-        Command::Spin => load::spin(),
+        Command::Spin(spin) => load::spin(&spin),
     }
 }

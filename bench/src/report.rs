@@ -55,6 +55,36 @@ pub struct Row {
     pub max: f64,
 }
 
+impl Row {
+    /// The distribution of these values, of which there is at least one, on an otherwise idle machine.
+    pub fn of(
+        bench: &'static str,
+        system: &'static str,
+        scenario: &str,
+        metric: &str,
+        unit: &'static str,
+        values: &mut [f64],
+    ) -> Row {
+        values.sort_by(f64::total_cmp);
+        let at = |q: f64| values[((values.len() - 1) as f64 * q).round() as usize];
+        Row {
+            bench,
+            system,
+            scenario: scenario.to_owned(),
+            load: "idle",
+            metric: metric.to_owned(),
+            unit,
+            n: values.len() as u64,
+            min: at(0.0),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: at(1.0),
+        }
+    }
+}
+
 /// All distributions of a benchmark.
 #[derive(Debug)]
 pub struct Report {

@@ -47,7 +47,8 @@ impl Phase {
         Phase(clock::now().as_nanos() as u64 | 1)
     }
 
-    fn below(&mut self, limit: Duration) -> Duration {
+    /// Less than this.
+    pub fn below(&mut self, limit: Duration) -> Duration {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -17,6 +17,7 @@ use baton_lab::host::wait_until;
 use baton_lab::{Echo, Host, HostSpec, Lab, Topology, Watcher, clock, tcp};
 use ipnet::IpNet;
 
+use crate::cpu;
 use crate::report::Row;
 
 const MANY: usize = 1000;
@@ -122,23 +123,7 @@ fn judge(rows: &[Row]) {
 }
 
 fn row(system: &'static str, scenario: &str, metric: &str, unit: &'static str, values: &mut [f64]) -> Row {
-    values.sort_by(f64::total_cmp);
-    let at = |q: f64| values[((values.len() - 1) as f64 * q).round() as usize];
-    Row {
-        bench: "scale",
-        system,
-        scenario: scenario.to_owned(),
-        load: "idle",
-        metric: metric.to_owned(),
-        unit,
-        n: values.len() as u64,
-        min: at(0.0),
-        p50: at(0.5),
-        p90: at(0.9),
-        p99: at(0.99),
-        p999: at(0.999),
-        max: at(1.0),
-    }
+    Row::of("scale", system, scenario, metric, unit, values)
 }
 
 /// The first `count` addresses of a host's /18 of 10.0.0.0/8's first /16.
@@ -381,7 +366,7 @@ fn idle(seconds: u64) -> Result<Vec<Row>> {
         let mut agent = start(&lab, "idle", &ports, &addresses(0, 100))?;
         std::thread::sleep(Duration::from_secs(3)); // the last announcements
         let pid = agent.process().pid();
-        let cpu = || cpu_seconds(Path::new(&format!("/proc/{pid}/task")));
+        let cpu = || cpu::seconds(pid);
         let (begun, before) = (Instant::now(), cpu()?);
         std::thread::sleep(Duration::from_secs(seconds.max(1)));
         let share = (cpu()? - before) / begun.elapsed().as_secs_f64() * 100.0;
@@ -389,33 +374,16 @@ fn idle(seconds: u64) -> Result<Vec<Row>> {
         rows.push(row("baton", scenario, "resident", "MiB", &mut [resident(pid)?]));
     }
     let waker = std::thread::spawn(move || {
-        let own = PathBuf::from("/proc/thread-self/schedstat");
-        let (begun, before) = (Instant::now(), run_time(&own)?);
+        let own = Path::new("/proc/thread-self/schedstat");
+        let (begun, before) = (Instant::now(), cpu::run_time(own)?);
         while begun.elapsed() < Duration::from_secs(seconds.max(1)) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        anyhow::Ok((run_time(&own)? - before) / begun.elapsed().as_secs_f64() * 100.0)
+        anyhow::Ok((cpu::run_time(own)? - before) / begun.elapsed().as_secs_f64() * 100.0)
     });
     let share = waker.join().map_err(|_| anyhow::anyhow!("the waking thread has panicked"))??;
     rows.push(row("floor", "waking_each_millisecond", "cpu", "%", &mut [share]));
     Ok(rows)
-}
-
-/// Processor time of all threads in a folder of tasks.
-fn cpu_seconds(tasks: &Path) -> Result<f64> {
-    let mut sum = 0.0;
-    for task in fs::read_dir(tasks).context("read the agent's threads")? {
-        sum += run_time(&task?.path().join("schedstat"))?;
-    }
-    Ok(sum)
-}
-
-/// Processor time of a thread, in seconds, from the scheduler's own account of nanoseconds.
-fn run_time(schedstat: &Path) -> Result<f64> {
-    let text = fs::read_to_string(schedstat)?;
-    let nanoseconds: u64 =
-        text.split_whitespace().next().and_then(|n| n.parse().ok()).context("schedstat")?;
-    Ok(nanoseconds as f64 / 1e9)
 }
 
 fn resident(pid: u32) -> Result<f64> {

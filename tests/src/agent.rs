@@ -58,6 +58,11 @@ impl AgentConfig {
         self.segment_line(format!("gateway = {hops:?}"))
     }
 
+    /// Sets the hosts that the segment that was added last asks whether it is alive.
+    pub fn probe_targets(self, hosts: &[&str]) -> AgentConfig {
+        self.segment_line(format!("probe_targets = {hosts:?}"))
+    }
+
     fn segment_line(mut self, line: String) -> AgentConfig {
         if let Some((_, _, lines)) = self.segments.last_mut() {
             lines.push(line);

@@ -59,3 +59,13 @@ fn read(clock: ClockId) -> Duration {
     // These clocks always exist; a failure cannot happen and would read as the boot.
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
+
+/// Keeps the calling thread on one CPU.
+///
+/// # Errors
+/// When there is no such CPU.
+pub fn pin(cpu: usize) -> std::io::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    Ok(nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?)
+}
