@@ -137,6 +137,15 @@ impl Port {
         Ok(Occupant { _link: link })
     }
 
+    /// Hands one frame to the host as if its switch had forwarded it: no switch learns from it.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_to_host(&self, frame: &[u8]) -> Result<(), LabError> {
+        let index = self.switch_index();
+        self.switches().open("send a frame to a host", || PacketSocket::sender(index)?.send(frame))
+    }
+
     pub(crate) fn take_xdp_tx(&self) -> Result<Occupant, LabError> {
         let index = self.switch_index();
         let what = format!("put an XDP program on {}", self.switch_end());
