@@ -1,15 +1,12 @@
 //! What kind of interface a port is. Every kind ends in a veth pair to the switch.
 
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoMacVlan, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::LabError;
 use crate::netlink::{Netlink, VethEnd};
@@ -61,7 +58,6 @@ impl Device {
         let end = VethEnd { name: near_name, index: near, mac: mac_of(near, 0) };
         let far_end = VethEnd { name: far_name, index: far, mac: mac_of(near, 1) };
         host.add_veth(end, far_end, port.switches().namespaces().network())?;
-        port.switches().open(&format!("switch GRO of {far_name} on"), || receive_by_napi(far_name))?;
         match self {
             Device::Veth => return Ok(()),
             Device::Macvlan => host.add_macvlan(upper, port.index(), port.mac(), near)?,
@@ -135,22 +131,4 @@ fn device(name: &str, index: u32, mac: Mac, kind: InfoKind, data: InfoData) -> L
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
     ];
     link
-}
-
-/// Switches generic receive offload of an interface of this namespace on. A veth's end takes frames by NAPI then; what the
-/// other end sends by XDP_TX would be lost without.
-fn receive_by_napi(interface: &str) -> io::Result<()> {
-    const ETHTOOL_SGRO: u32 = 0x2c;
-    const SIOCETHTOOL: libc::Ioctl = 0x8946;
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut value: [u32; 2] = [ETHTOOL_SGRO, 1];
-    // SAFETY: every field of the struct is an integer or a pointer, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request names a struct ethtool_value (two u32) that outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

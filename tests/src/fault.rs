@@ -126,7 +126,7 @@ impl Port {
         Ok(Occupant { _link: link })
     }
 
-    /// Sends every frame that comes to this port back by it, unchanged, with XDP_TX.
+    /// Sends every frame that comes to this port back by it, unchanged, with XDP_TX; see [`Lab::carry_xdp_tx`].
     ///
     /// # Errors
     /// What the kernel says.
@@ -134,6 +134,22 @@ impl Port {
         let index = self.index();
         let what = format!("bounce frames at {}", self.interface());
         let link = self.host().open(&what, || bpf::attach_xdp(index, bpf::XDP_TX))?;
+        Ok(Occupant { _link: link })
+    }
+
+    /// Hands one frame to the host as if its switch had forwarded it: no switch learns from it.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_to_host(&self, frame: &[u8]) -> Result<(), LabError> {
+        let index = self.switch_index();
+        self.switches().open("send a frame to a host", || PacketSocket::sender(index)?.send(frame))
+    }
+
+    pub(crate) fn take_xdp_tx(&self) -> Result<Occupant, LabError> {
+        let index = self.switch_index();
+        let what = format!("put an XDP program on {}", self.switch_end());
+        let link = self.switches().open(&what, || bpf::attach_xdp(index, bpf::XDP_PASS))?;
         Ok(Occupant { _link: link })
     }
 

@@ -15,8 +15,7 @@
 //! ```
 //!
 //! Every segment is a bridge, all of them in one namespace of the lab's own. Every port is a veth pair, or stands on one
-//! ([`Device`]): the host's end is named as asked (`p0`, `p1`, ...), the switch's end `<host>-<port>`. The switch's end can
-//! take what an XDP program of the host sends back (XDP_TX).
+//! ([`Device`]): the host's end is named as asked (`p0`, `p1`, ...), the switch's end `<host>-<port>`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +26,7 @@ use ipnet::IpNet;
 
 use crate::device::Device;
 use crate::error::{Context, LabError};
+use crate::fault::Occupant;
 use crate::host::Host;
 use crate::wire::Mac;
 
@@ -134,6 +134,7 @@ pub struct Lab {
     segments: BTreeMap<String, Switch>,
     hosts: BTreeMap<String, Host>,
     ports: BTreeMap<(String, String), Port>,
+    carriers: BTreeMap<String, Vec<Occupant>>,
     next_index: AtomicU32,
 }
 
@@ -154,8 +155,8 @@ impl Lab {
         let switches = Host::create("switches")?;
         // A switch has no say in IPv6 on its ports.
         switches.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
-        let (segments, hosts, ports) = Default::default();
-        Ok(Lab { name, switches, segments, hosts, ports, next_index: AtomicU32::new(100) })
+        let (segments, hosts, ports, carriers) = Default::default();
+        Ok(Lab { name, switches, segments, hosts, ports, carriers, next_index: AtomicU32::new(100) })
     }
 
     /// Its name with process id and counter.
@@ -277,9 +278,26 @@ impl Lab {
             mac: mac_of(near_index, 0),
         };
         made.make(device, (near, far))?;
+        if let Some(carriers) = self.carriers.get_mut(host) {
+            carriers.push(made.take_xdp_tx()?);
+        }
         let key = (host.to_owned(), port.to_owned());
         self.ports.insert(key, made);
         self.port(host, port)
+    }
+
+    /// From now on the switch takes what XDP programs on the ports of `host` send back (XDP_TX). A veth's end takes such frames
+    /// only while it has an XDP program itself; without one they wait in its ring for the next ordinary frame. The program costs
+    /// bulk TCP most of its speed.
+    ///
+    /// # Errors
+    /// An unknown host, or what the kernel says.
+    pub fn carry_xdp_tx(&mut self, host: &str) -> Result<(), LabError> {
+        self.host(host)?;
+        let ports = self.ports().filter(|port| port.host().name() == host);
+        let carriers: Result<Vec<Occupant>, LabError> = ports.map(Port::take_xdp_tx).collect();
+        self.carriers.insert(host.to_owned(), carriers?);
+        Ok(())
     }
 
     /// Indexes are unique in the whole lab, so that no pair shares one by accident.

@@ -184,7 +184,8 @@ fn faults_are_gone_after_a_panic() -> Result<()> {
 #[test]
 fn frames_sent_back_by_xdp_arrive() -> Result<()> {
     for device in [Device::Veth, Device::Macvlan, Device::Bridge, Device::Vxlan] {
-        let lab = lab("xdptx", device)?;
+        let mut lab = lab("xdptx", device)?;
+        lab.carry_xdp_tx("fs1")?;
         let (client, port) = (lab.port("client", "p0")?, lab.port("fs1", "p0")?);
         let mut capture = port.capture_at_switch(PROBE_ETHERTYPE)?;
         let mut own = port.capture_in_host(PROBE_ETHERTYPE)?;

@@ -38,7 +38,7 @@ pub fn lab(name: &str, ports: usize, cable: Cable) -> Result<Lab> {
 
 /// No address of the host is tentative. Until then a port doesn't ask for its neighbours' MAC addresses, and what waits
 /// for them is lost beyond a hundred packets.
-fn settled(lab: &Lab, host: &str) -> Result<bool> {
+pub fn settled(lab: &Lab, host: &str) -> Result<bool> {
     const TENTATIVE: u32 = 0x40; // IFA_F_TENTATIVE
     let list = lab.host(host)?.enter(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6"))??;
     let flags = list.lines().filter_map(|line| line.split_whitespace().nth(4));

@@ -3,10 +3,14 @@
 
 mod bad_days;
 mod common;
+mod degraded;
 mod failover;
 mod gateway;
+mod ground;
 mod leftovers;
+mod lies;
 mod many;
 mod repair;
 mod restart;
+mod silent;
 mod spread;
