@@ -140,7 +140,7 @@ fn targets(view: &Snapshot, colour: bool, out: &mut String) {
     table.write(out, colour);
 }
 
-/// One line for each segment that has paths, for small screens: how many are heard, the worst loss, the longest round trip.
+/// A few words for each segment that has paths: how many are heard, the worst loss, the longest round trip.
 pub(super) fn summary(view: &Snapshot) -> Vec<(String, Tint)> {
     let line = |segment: &baton_core::SegmentView| {
         let paths: Vec<&PathView> = view.paths.iter().filter(|p| p.segment == segment.name).collect();

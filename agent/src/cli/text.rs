@@ -24,6 +24,15 @@ impl Tint {
         }
     }
 
+    /// Higher is worse.
+    pub(super) fn severity(self) -> u8 {
+        match self {
+            Tint::Plain | Tint::Heading | Tint::Good => 0,
+            Tint::Warning => 1,
+            Tint::Bad => 2,
+        }
+    }
+
     pub(super) fn of_port(state: PortState) -> Tint {
         match state {
             PortState::Good => Tint::Good,

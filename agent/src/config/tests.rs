@@ -583,11 +583,11 @@ fn a_segment_that_cannot_support_a_verdict_is_warned_of() {
         warnings(&good(&text).warnings)
     };
     let target = "probe_targets = [\"10.0.0.1\"]";
-    let one = "7:8: segment \"office\" has one port: if that turns silent with its link up, nobody notices; \
+    let one = "7:9: segment \"office\" has one port: if that turns silent with its link up, nobody notices; \
                add a second port, and a host that is always up to `probe_targets`";
     assert_eq!(blind(1, ""), [one]);
     assert_eq!(blind(1, target), [one]);
-    let two = "10:8: segment \"office\" has two ports and neither gateway nor probe target: when one turns silent \
+    let two = "10:9: segment \"office\" has two ports and neither gateway nor probe target: when one turns silent \
                with its link up, only clients' packets can tell which, and sometimes nothing can; then nothing moves; \
                add a host that is always up to `probe_targets`, or a third port";
     assert_eq!(blind(2, ""), [two]);

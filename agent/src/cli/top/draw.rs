@@ -21,12 +21,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     // Two lines of frame and one of headings around each table; a third of the screen at most.
     let part =
         |rows: usize| Constraint::Length(u16::try_from((rows + 2).min((height / 3).max(4))).unwrap_or(4));
-    let paths = view.status.as_ref().map_or_else(Vec::new, |(s, _)| paths::summary(&s.snapshot));
-    let paths_height = u16::try_from(paths.len().min(height / 8)).unwrap_or(0);
-    let [head, ports_area, paths_area, servers_area, traffic_area, events_area] = Layout::vertical([
+    let [head, ports_area, servers_area, traffic_area, events_area] = Layout::vertical([
         Constraint::Length(if conflicts > 0 { 2 } else { 1 }),
         part(ports + 1),
-        Constraint::Length(paths_height),
         part(view.rows() + 1),
         Constraint::Length(4),
         Constraint::Min(4),
@@ -35,9 +32,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     draw_head(frame, head, view);
     if let Some((status, _)) = &view.status {
         draw_ports(frame, ports_area, status);
-        let lines: Vec<Line<'_>> =
-            paths.into_iter().map(|(text, tint)| Line::styled(text, style(tint))).collect();
-        frame.render_widget(Paragraph::new(lines), paths_area);
         draw_servers(frame, servers_area, status, view.offset);
     }
     draw_traffic(frame, traffic_area, view);
@@ -105,7 +99,15 @@ fn draw_ports(frame: &mut Frame<'_>, area: Rect, status: &Status) {
     });
     let headings = ["PORT", "SEGMENT", "STATE", "CARRIER", "ADDRESSES", "RATE"];
     let title = format!(" ports ({}) ", all.len());
-    frame.render_widget(table(&headings, rows.collect(), &[15, 10, 20, 7, 9, 10], title), area);
+    let mut block = pane(title);
+    // What is worst is seen first: the line may be too long.
+    let mut paths = paths::summary(&status.snapshot);
+    paths.sort_by_key(|(_, tint)| std::cmp::Reverse(tint.severity()));
+    for (text, tint) in paths {
+        block = block.title_bottom(Line::styled(format!(" {text} "), style(tint)));
+    }
+    let table = table(&headings, rows.collect(), &[15, 10, 20, 7, 9, 10], String::new()).block(block);
+    frame.render_widget(table, area);
 }
 
 fn draw_servers(frame: &mut Frame<'_>, area: Rect, status: &Status, offset: usize) {
