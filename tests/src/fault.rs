@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::bpf::{self, Loss};
 use crate::clock::RealtimeOffset;
 use crate::error::{Context, LabError};
+use crate::host::Host;
 use crate::packet::PacketSocket;
 use crate::topology::{Lab, Port};
 use crate::wire::{self, Frame, Kind};
@@ -47,6 +48,20 @@ impl Drop for OffBridge {
     fn drop(&mut self) {
         // Fails when the port is gone; then there is nothing to put back.
         let _ = self.port.switches().netlink().set_master(self.port.switch_index(), self.port.bridge());
+    }
+}
+
+/// A switch that forwards nothing until this is dropped.
+#[derive(Debug)]
+pub struct SwitchOff {
+    switches: Host,
+    bridge: u32,
+}
+
+impl Drop for SwitchOff {
+    fn drop(&mut self) {
+        // Only memory can be short: the bridge lives as long as its namespace, which this holds.
+        let _ = self.switches.netlink().set_up(self.bridge, true);
     }
 }
 
@@ -158,6 +173,42 @@ impl Port {
     /// # Errors
     /// What the socket says.
     pub fn send_frame(&self, frame: &[u8]) -> Result<(), LabError> {
+        self.send_frames([frame])
+    }
+
+    /// Sends frames by this port, as they are, one right after the other.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_frames<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]> + Send) -> Result<(), LabError> {
+        let index = self.index();
+        self.host().open("send frames", || {
+            let socket = PacketSocket::sender(index)?;
+            frames.into_iter().try_for_each(|frame| socket.send(frame))
+        })
+    }
+
+    /// Hands one frame to the host as if its switch had forwarded it: no switch learns from it.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_to_host(&self, frame: &[u8]) -> Result<(), LabError> {
+        let index = self.switch_index();
+        self.switches().open("send a frame to a host", || PacketSocket::sender(index)?.send(frame))
+    }
+
+    pub(crate) fn take_xdp_tx(&self) -> Result<Occupant, LabError> {
+        let index = self.switch_index();
+        let what = format!("put an XDP program on {}", self.switch_end());
+        let link = self.switches().open(&what, || bpf::attach_xdp(index, bpf::XDP_PASS))?;
+        Ok(Occupant { _link: link })
+    }
+
+    /// Sends one frame by this port, as it is.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_frame(&self, frame: &[u8]) -> Result<(), LabError> {
         let index = self.index();
         self.host().open("send a frame", || PacketSocket::sender(index)?.send(frame))
     }
@@ -224,12 +275,14 @@ impl Station {
 }
 
 impl Lab {
-    /// The switch of a segment forwards nothing any more, while every port keeps its carrier.
+    /// The switch of a segment forwards nothing any more, from one moment to the next, while every port keeps its carrier.
     ///
     /// # Errors
-    /// As [`Port::lose`]; nothing is lost then.
-    pub fn lose_segment(&self, segment: &str) -> Result<Vec<Blackhole>, LabError> {
-        lose_all(self.ports().filter(|port| port.segment() == segment))
+    /// An unknown segment, or what the kernel says.
+    pub fn switch_off(&self, segment: &str) -> Result<SwitchOff, LabError> {
+        let (switches, bridge) = (self.switches().clone(), self.bridge(segment)?);
+        switches.netlink().set_up(bridge, false)?;
+        Ok(SwitchOff { switches, bridge })
     }
 
     /// A host is no longer heard nor reached, while its ports keep their carrier.
@@ -237,16 +290,12 @@ impl Lab {
     /// # Errors
     /// As [`Port::lose`]; nothing is lost then.
     pub fn lose_host(&self, host: &str) -> Result<Vec<Blackhole>, LabError> {
-        lose_all(self.ports().filter(|port| port.host().name() == host))
+        let mut holes = Vec::new();
+        for port in self.ports().filter(|port| port.host().name() == host) {
+            holes.extend(port.lose_both()?);
+        }
+        Ok(holes)
     }
-}
-
-fn lose_all<'a>(ports: impl Iterator<Item = &'a Port>) -> Result<Vec<Blackhole>, LabError> {
-    let mut holes = Vec::new();
-    for port in ports {
-        holes.extend(port.lose_both()?);
-    }
-    Ok(holes)
 }
 
 impl Frame {

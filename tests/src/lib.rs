@@ -34,7 +34,7 @@ pub use agent::{Agent, AgentConfig};
 pub use capture::Capture;
 pub use device::Device;
 pub use error::LabError;
-pub use fault::{Blackhole, Direction, Impostor, Occupant, OffBridge};
+pub use fault::{Blackhole, Direction, Impostor, Occupant, OffBridge, SwitchOff};
 pub use host::Host;
 pub use probe::{Echo, Probe, ProbeResult};
 pub use process::{Process, baton_binary};

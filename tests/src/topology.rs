@@ -191,6 +191,12 @@ impl Lab {
         &self.switches
     }
 
+    /// Index of a segment's bridge, among the switches.
+    pub(crate) fn bridge(&self, segment: &str) -> Result<u32, LabError> {
+        let switch = self.segments.get(segment);
+        switch.map(|switch| switch.bridge).ok_or_else(|| self.unknown(format!("segment {segment}")))
+    }
+
     /// Adds a segment.
     ///
     /// # Errors

@@ -33,9 +33,14 @@ pub struct Ground {
 
 /// The configuration with `ports` ports, `gw` to ask if `targets`, and addresses that stay where they are.
 pub fn config(ports: usize, targets: bool) -> AgentConfig {
+    config_with(ports, targets, "stay")
+}
+
+/// As [`config`], with another `port_failback`.
+pub fn config_with(ports: usize, targets: bool, failback: &str) -> AgentConfig {
     let names: Vec<String> = (0..ports).map(|n| format!("p{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let config = AgentConfig::new("fs1").segment("office", &SUBNETS).port_failback("stay");
+    let config = AgentConfig::new("fs1").segment("office", &SUBNETS).port_failback(failback);
     let config = if targets { config.probe_targets(&TARGETS) } else { config };
     config
         .ports("office", &names)

@@ -10,7 +10,7 @@ use baton_lab::{Device, Direction, LabError, Port, clock};
 use serde_json::Value;
 
 use crate::common::*;
-use crate::ground::{A_WHILE, Ground, TARGETS, config};
+use crate::ground::{A_WHILE, Ground, TARGETS, config, config_with, lab};
 
 type Fault = Box<dyn Any>;
 
@@ -101,8 +101,19 @@ fn a_port_is_no_longer_in_its_segment() -> Result<()> {
 
 #[test]
 fn a_macvlan_receives_nothing() -> Result<()> {
+    let lab = lab("macvlan", 3, Device::Macvlan)?;
+    for port in ["p0", "p1", "p2"] {
+        lab.host("fs1")?.set_sysctl(&format!("net/ipv4/conf/{port}u/arp_ignore"), "1")?;
+    }
     let fail = |port: &Port| keep(port.lose(Direction::ToHost));
-    one_port_turns_silent(three("macvlan", Device::Macvlan)?, "receive_silent", fail)
+    one_port_turns_silent(Ground::on(lab, &config(3, false))?, "receive_silent", fail)
+}
+
+/// The interface below a macvlan gets every broadcast, too, and by default Linux answers ARP for any address of the host.
+#[test]
+fn the_interface_below_a_macvlan_does_not_answer() -> Result<()> {
+    let ground = three("below", Device::Macvlan)?;
+    ground.holders().map(drop)
 }
 
 #[test]
@@ -192,7 +203,7 @@ fn two_of_three_ports_dont_hear_one_another_one_way() -> Result<()> {
 fn the_whole_segment_is_gone() -> Result<()> {
     for (name, targets) in [("gone", false), ("goneasked", true)] {
         let ground = Ground::new(name, 3, Device::Veth, &config(3, targets))?;
-        nothing_moves(&ground, "gone", || keep(ground.lab.lose_segment("office")))?;
+        nothing_moves(&ground, "gone", || keep(ground.lab.switch_off("office")))?;
     }
     Ok(())
 }
@@ -246,7 +257,7 @@ fn one_of_two_ports_is_half_dead_and_nobody_can_tell() -> Result<()> {
 #[test]
 fn the_agent_returns_while_a_port_is_silent() -> Result<()> {
     for (name, kill) in [("killed", true), ("restarted", false)] {
-        let config = config(3, true).port_failback("spread");
+        let config = config_with(3, true, "spread");
         let mut ground = Ground::new(name, 3, Device::Veth, &config)?;
         let bad = ground.port("p0")?.clone();
         let moved = ground.on_port("p0")?;
