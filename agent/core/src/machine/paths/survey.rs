@@ -39,10 +39,11 @@ impl Look<'_> {
         self.interval * 2 + self.interval / 8
     }
 
+    /// After a stall of the sender nothing has been sent for a while: then what was heard before shows nothing.
     pub fn path(&self, s: &PathSample) -> Hearing {
         if self.is_overdue(s.unanswered, s.waiting_since) {
             Hearing::Silent
-        } else if s.heard.is_some() && s.unanswered <= 1 {
+        } else if s.unanswered <= 1 && s.heard.is_some_and(|at| self.now.since(at) <= self.interval * 3) {
             Hearing::Heard
         } else {
             Hearing::Doubtful
