@@ -138,7 +138,7 @@ fn judge(rows: &[Row]) -> Vec<String> {
     for (interval, limit) in [(10, 45_000.0), (1, 8_000.0)] {
         for silence in Silence::ALL {
             if let Some(r) = find(&format!("{}_{interval}ms", silence.name()), "client_outage") {
-                let what = format!("{}: outage p99 {} us (at most {limit} us)", r.scenario, r.p99);
+                let what = format!("{}: outage p99 {:.0} us (at most {limit:.0} us)", r.scenario, r.p99);
                 remarks.push(say(r.p99 <= limit, what));
             }
         }
