@@ -187,31 +187,6 @@ impl Port {
             frames.into_iter().try_for_each(|frame| socket.send(frame))
         })
     }
-
-    /// Hands one frame to the host as if its switch had forwarded it: no switch learns from it.
-    ///
-    /// # Errors
-    /// What the socket says.
-    pub fn send_to_host(&self, frame: &[u8]) -> Result<(), LabError> {
-        let index = self.switch_index();
-        self.switches().open("send a frame to a host", || PacketSocket::sender(index)?.send(frame))
-    }
-
-    pub(crate) fn take_xdp_tx(&self) -> Result<Occupant, LabError> {
-        let index = self.switch_index();
-        let what = format!("put an XDP program on {}", self.switch_end());
-        let link = self.switches().open(&what, || bpf::attach_xdp(index, bpf::XDP_PASS))?;
-        Ok(Occupant { _link: link })
-    }
-
-    /// Sends one frame by this port, as it is.
-    ///
-    /// # Errors
-    /// What the socket says.
-    pub fn send_frame(&self, frame: &[u8]) -> Result<(), LabError> {
-        let index = self.index();
-        self.host().open("send a frame", || PacketSocket::sender(index)?.send(frame))
-    }
 }
 
 /// A running impostor of [`Port::impersonate`]; it stops when dropped.
