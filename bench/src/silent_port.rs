@@ -16,11 +16,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use baton_lab::agent::{Agent, AgentConfig};
 use baton_lab::fault::{Blackhole, Direction};
 use baton_lab::host::wait_until;
 use baton_lab::{Echo, HostSpec, Lab, Port, Probe, Topology, Watcher, clock};
+use serde_json::Value;
 
 use crate::report::Row;
 use crate::run::Phase;
@@ -148,12 +149,6 @@ fn judge(rows: &[Row]) -> Vec<String> {
     if let Some(r) = find("4_ports_10ms", "cpu") {
         remarks.push(say(r.p50 < 1.0, format!("4 ports at 10 ms: {:.2} % of one core (under 1 %)", r.p50)));
     }
-    for r in rows.iter().filter(|r| r.metric == "xdp_probe") {
-        remarks.push(say(
-            r.p50 <= 250.0,
-            format!("{}: {:.0} ns a probe in XDP (at most 250 ns)", r.scenario, r.p50),
-        ));
-    }
     remarks
 }
 
@@ -224,6 +219,24 @@ struct Sample {
     detection: Duration,
     /// The longest stall of the machine around it.
     stall: Duration,
+    /// From the cut to the first announcement by another port.
+    announced: Duration,
+    /// The agent's events since.
+    events: Vec<Value>,
+}
+
+impl Sample {
+    /// What there is to know of a run that took longer than the interval explains.
+    fn slow(&self, scenario: &str, run: usize) -> String {
+        let Sample { outage, detection, stall, announced, events } = self;
+        let mut text = format!(
+            "SLOW: {scenario}, run {run}: outage {outage:?}, detection {detection:?}, announced {announced:?}, stall {stall:?}"
+        );
+        for event in events {
+            text += &format!("\n  {event}");
+        }
+        text
+    }
 }
 
 /// All kinds of silence at one interval.
@@ -251,6 +264,9 @@ fn outages(interval: Duration, runs: usize, rows: &mut Vec<Row>, remarks: &mut V
                 stalled.push(us(sample.outage));
                 stalls.push(us(sample.stall));
             } else {
+                if sample.outage > 4 * interval + Duration::from_millis(4) {
+                    remarks.push(sample.slow(&scenario, run));
+                }
                 outage.push(us(sample.outage));
                 detection.push(us(sample.detection));
             }
@@ -298,20 +314,16 @@ fn measure(
     let stall = witness.longest(cut, gap.to).max(result.pause_at_ends(&gap));
     drop(holes);
     stand.wait_whole()?;
-    let detection = verdict_at(stand, port.interface(), cut)?.saturating_sub(cut);
-    Ok(Sample { outage: gap.length(), detection, stall })
+    let is_new = |e: &Value| e["at"].as_u64().is_some_and(|at| Duration::from_nanos(at) >= cut);
+    let events: Vec<Value> = stand.agent.events()?.into_iter().filter(is_new).collect();
+    let detection = verdict_at(&events, port.interface())?.saturating_sub(cut);
+    Ok(Sample { outage: gap.length(), detection, stall, announced: announced.at - cut, events })
 }
 
-/// When the agent called the port silent, after `since`.
-fn verdict_at(stand: &Stand, interface: &str, since: Duration) -> Result<Duration> {
-    for event in stand.agent.events()?.iter().rev() {
-        let at = Duration::from_nanos(event["at"].as_u64().unwrap_or_default());
-        if at < since {
-            break;
-        }
-        if event["event"] == "port" && event["interface"] == interface && event["to"] == "silent" {
-            return Ok(at);
-        }
-    }
-    bail!("the agent has no verdict on {interface}: {:?}", stand.agent.events()?)
+/// When the agent called the port silent.
+fn verdict_at(events: &[Value], interface: &str) -> Result<Duration> {
+    let is_verdict = |e: &&Value| e["event"] == "port" && e["interface"] == interface && e["to"] == "silent";
+    let at = events.iter().find(is_verdict).and_then(|e| e["at"].as_u64());
+    at.map(Duration::from_nanos)
+        .with_context(|| format!("the agent has no verdict on {interface}: {events:?}"))
 }

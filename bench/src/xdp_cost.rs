@@ -5,6 +5,7 @@
 //! all addresses into every packet (the floor does the same), so that map entries and counters come from wherever
 //! they are.
 
+mod probe;
 mod raw;
 
 use std::net::Ipv4Addr;
@@ -42,6 +43,9 @@ const ELSEWHERE: IfIndex = IfIndex(4_000_000);
 /// Virtual IPs follow each other from here; clients do from there.
 const VIPS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(10, 192, 0, 0);
+/// Probe frames that are measured, and what one may cost.
+const PROBES: u32 = 20_000;
+const PROBE_LIMIT: u64 = 250;
 const SOME_ADDRESSES: u32 = 10_000;
 
 /// What happens to the packets.
@@ -169,6 +173,7 @@ pub fn run(options: &Options) -> Result<()> {
         scenarios.extend(added);
     }
 
+    let probes = probe::measure(&mut kernel, PROBES)?;
     println!(
         "Nanoseconds per packet on CPU {cpu}, {} runs of {} packets; medians\n",
         options.runs, options.packets
@@ -189,8 +194,24 @@ pub fn run(options: &Options) -> Result<()> {
             scenario.above.value_at_quantile(0.5),
         );
     }
+    for cost in &probes {
+        let median = |h: &Histogram<u64>| h.value_at_quantile(0.5);
+        let (base, total, above) = (median(&cost.base), median(&cost.total), median(&cost.above));
+        println!(
+            "{:<9} {:<19} {:>9}  {:<7} {base:>7} {total:>7} {above:>7}",
+            "port_rx", cost.name, "-", "fresh"
+        );
+    }
+    if let Some(cost) = probes.first() {
+        let above = cost.above.value_at_quantile(0.5);
+        let word = if above <= PROBE_LIMIT { "reached" } else { "MISSED" };
+        println!("\n{word}: a verified and answered probe: {above} ns (at most {PROBE_LIMIT} ns)");
+    }
     if let Some(path) = &options.json {
-        let rows: Vec<Row> = scenarios.iter().flat_map(Scenario::rows).collect();
+        let mut rows: Vec<Row> = scenarios.iter().flat_map(Scenario::rows).collect();
+        rows.extend(probes.iter().flat_map(|cost| {
+            rows_of(&format!("port_rx: {}", cost.name), [&cost.base, &cost.total, &cost.above])
+        }));
         let file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
         serde_json::to_writer_pretty(file, &rows).with_context(|| format!("writing {}", path.display()))?;
     }
@@ -250,27 +271,28 @@ impl Scenario {
             self.addresses,
             if self.spread { "spread" } else { "one" }
         );
-        let row = |system, metric, histogram: &Histogram<u64>| Row {
-            bench: "xdp-cost",
-            system,
-            scenario: scenario.clone(),
-            load: "idle",
-            metric,
-            unit: "ns",
-            n: histogram.len(),
-            min: histogram.min(),
-            p50: histogram.value_at_quantile(0.5),
-            p90: histogram.value_at_quantile(0.9),
-            p99: histogram.value_at_quantile(0.99),
-            p999: histogram.value_at_quantile(0.999),
-            max: histogram.max(),
-        };
-        vec![
-            row("floor", "packet", &self.base),
-            row("baton", "packet", &self.total),
-            row("baton", "above_floor", &self.above),
-        ]
+        rows_of(&scenario, [&self.base, &self.total, &self.above]).into()
     }
+}
+
+/// The rows of one scenario: floor, total, above the floor.
+fn rows_of(scenario: &str, [base, total, above]: [&Histogram<u64>; 3]) -> [Row; 3] {
+    let row = |system, metric, histogram: &Histogram<u64>| Row {
+        bench: "xdp-cost",
+        system,
+        scenario: scenario.to_owned(),
+        load: "idle",
+        metric,
+        unit: "ns",
+        n: histogram.len(),
+        min: histogram.min(),
+        p50: histogram.value_at_quantile(0.5),
+        p90: histogram.value_at_quantile(0.9),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        max: histogram.max(),
+    };
+    [row("floor", "packet", base), row("baton", "packet", total), row("baton", "above_floor", above)]
 }
 
 /// Removes the pins, also after a panic.

@@ -36,8 +36,10 @@ pub(super) struct Port {
     faulty: bool,
     /// Degraded: since when it is clean again.
     clean_since: Option<Time>,
-    /// Since when clients' packets come to it, in spite of the silence of paths.
-    pub received_since: Option<Time>,
+    /// Since when readings prove that it receives,
+    pub receives_since: Option<Time>,
+    /// and that it sends.
+    pub sends_since: Option<Time>,
     /// Its error counters in the last sample, where known.
     pub errors: Option<LinkErrors>,
     /// Bytes per second, where known.
@@ -71,7 +73,8 @@ impl Port {
             lossy: false,
             faulty: false,
             clean_since: None,
-            received_since: None,
+            receives_since: None,
+            sends_since: None,
             errors: None,
             speed: None,
         }
@@ -149,7 +152,7 @@ impl Port {
     fn forget_verdicts(&mut self) {
         self.verdict = None;
         (self.lossy, self.faulty) = (false, false);
-        (self.clean_since, self.received_since) = (None, None);
+        (self.clean_since, self.receives_since, self.sends_since) = (None, None, None);
         self.errors = None;
     }
 

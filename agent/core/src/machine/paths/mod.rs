@@ -10,13 +10,14 @@
 //! - A path is *silent* when three probes of it have stayed unanswered and the first of them has had 2 1/8 i. It is
 //!   *heard* when at most the last probe is unanswered. In between it is doubtful: that is no evidence of anything.
 //! - *Proof* that a port receives: a path into it is heard; or clients' packets (unicast to a virtual IP) came to it after
-//!   the latest silence of a path into it began, at most 1 s ago (proof against
-//!   others only once they have come for 2 1/8 i and after the third lost probe: a port that was deaf until a moment ago may hear a client before the next
-//!   probe). Proof that it sends: a path out of it is heard. A target
+//!   the latest silence of a path into it began, at most 1 s ago. Proof that it sends: a path out of it is heard. A target
 //!   that answers at it, after the silence of the paths in question began, proves both. Neighbours' broadcasts prove
 //!   nothing, and a target that never answered is no evidence at all.
+//! - A port is a *witness* against the other ends of its silent paths once it has been proven for 2 1/8 i: one that was
+//!   dead until a moment ago may be heard here before the next probe is there. Clients' packets count from the third
+//!   lost probe on.
 //! - A port is *to blame for not receiving* when nothing proves that it receives, all paths into it are silent, and one of
-//!   their senders is proven to send; *for not sending* likewise. Where a target has answered at it before, it is not
+//!   their senders is a witness that sends; *for not sending* likewise. Where a target has answered at it before, it is not
 //!   blamed before two questions in a row have stayed unanswered, the first of them for i.
 //! - When every port would be silent nobody is blamed.
 //! - Such a port is `Silent` until it is proven to send and to receive. Failures are counted and the hold-down is kept as
@@ -130,13 +131,13 @@ impl Machine {
         (self.watch.reading, self.watch.read) = (reading, self.now);
     }
 
-    /// What later verdicts on each port depend on: its losses, and since when clients' packets come.
+    /// What later verdicts depend on: each port's losses, and since when it is proven to work.
     fn weigh(&mut self, segment: &str, look: &Look) {
         let survey = self.survey(segment, look);
         for (s, seat) in survey.seats.iter().enumerate() {
             let health = self.watch.losses.health(look, &survey, s);
             let port = &mut self.ports[seat.port];
-            port.received_since = seat.received.then_some(port.received_since.unwrap_or(look.now));
+            (port.receives_since, port.sends_since) = seat.proven_since(look.now);
             port.lossy = port.is_still_bad(port.lossy, health);
             self.count_clean_time(seat.port);
         }

@@ -77,9 +77,11 @@ pub(super) struct Side {
     silent: u32,
     /// When the latest silence began.
     since: Time,
-    /// Something has shown that this direction works,
+    /// Something shows that this direction works,
     pub proven: bool,
-    /// and for long enough to speak against the other ends of its silent paths.
+    /// since when, as known before this survey;
+    proven_since: Option<Time>,
+    /// it speaks against the other ends of its silent paths.
     witness: bool,
     /// At the other end of a silent path is a port that is proven to work.
     witnessed: bool,
@@ -97,8 +99,20 @@ impl Side {
         }
     }
 
+    fn is_all_silent(&self) -> bool {
+        self.heard == 0 && self.doubtful == 0 && self.silent > 0
+    }
+
     fn is_to_blame(&self) -> bool {
-        !self.proven && self.heard == 0 && self.doubtful == 0 && self.silent > 0 && self.witnessed
+        !self.proven && self.is_all_silent() && self.witnessed
+    }
+
+    /// Since when it is proven. A proof that is missing because nobody had the time to give it is not gone yet.
+    fn proven_from(&self, now: Time, asked: Asked) -> Option<Time> {
+        match self.proven {
+            true => self.proven_since.or(Some(now)),
+            false => self.proven_since.filter(|_| !self.is_all_silent() || asked == Asked::Open),
+        }
     }
 }
 
@@ -125,8 +139,6 @@ pub(super) struct Seat {
     pub asked: Asked,
     /// Clients' packets came since the latest silence began.
     pub received: bool,
-    /// Since when they come, as known before this survey.
-    received_since: Option<Time>,
     /// It is silent by an earlier verdict or by this survey.
     pub silent: bool,
 }
@@ -136,18 +148,24 @@ impl Seat {
         Seat {
             port,
             ifindex,
-            receive: Side::default(),
-            send: Side::default(),
+            receive: Side { proven_since: known.receives_since, ..Side::default() },
+            send: Side { proven_since: known.sends_since, ..Side::default() },
             asked: Asked::default(),
             received: false,
-            received_since: known.received_since,
             silent: known.state == PortState::Silent,
         }
     }
 
-    /// Clients' packets begin or cease to come while a path in is silent: from then on they may speak against others.
-    pub fn is_receipt_news(&self) -> bool {
-        self.receive.silent > 0 && self.received != self.received_since.is_some()
+    /// Since when it is proven to receive, and to send.
+    pub fn proven_since(&self, now: Time) -> (Option<Time>, Option<Time>) {
+        (self.receive.proven_from(now, self.asked), self.send.proven_from(now, self.asked))
+    }
+
+    /// Is that another answer than before? Later verdicts depend on it.
+    pub fn is_proof_news(&self) -> bool {
+        let is_news =
+            |side: &Side| side.proven_from(Time(0), self.asked).is_some() != side.proven_since.is_some();
+        is_news(&self.receive) || is_news(&self.send)
     }
 
     /// What this survey blames the port for.
@@ -181,6 +199,7 @@ impl Survey {
         survey.seats.sort_unstable_by_key(|s| s.ifindex);
         survey.hear(look);
         survey.prove(look);
+        survey.receive(look);
         survey.witness(look);
         survey
     }
@@ -202,9 +221,8 @@ impl Survey {
             self.seats[to].receive.count(hearing, s);
         }
         for seat in &mut self.seats {
-            for side in [&mut seat.receive, &mut seat.send] {
-                (side.proven, side.witness) = (side.heard > 0, side.heard > 0);
-            }
+            seat.receive.proven = seat.receive.heard > 0;
+            seat.send.proven = seat.send.heard > 0;
         }
     }
 
@@ -214,26 +232,34 @@ impl Survey {
             let Some(seat) = self.seat(t.port).map(|s| &mut self.seats[s]) else { continue };
             let Some(answered) = t.answered else { continue };
             if look.answers(t) {
-                for side in [&mut seat.receive, &mut seat.send] {
-                    side.proven |= answered > side.since;
-                    side.witness |= answered > side.since;
-                }
+                seat.receive.proven |= answered > seat.receive.since;
+                seat.send.proven |= answered > seat.send.since;
             }
             seat.asked = seat.asked.max(if look.is_given_up(t) { Asked::InVain } else { Asked::Open });
+        }
+    }
+
+    /// Clients' packets show that a port receives. They come at any time: of the probes that stayed away before one the
+    /// last may have done so for another reason than the first. So they speak against others only after the third.
+    fn receive(&mut self, look: &Look) {
+        for side in self.seats.iter_mut().flat_map(|s| [&mut s.receive, &mut s.send]) {
+            side.witness = side.proven;
         }
         for (port, &at) in &look.reading.unicast {
             let Some(seat) = self.seat(*port).map(|s| &mut self.seats[s]) else { continue };
             seat.received = at > seat.receive.since && look.is_fresh(at);
-            seat.receive.proven |= seat.received;
-            // A port that was deaf until a moment ago may hear a client before it hears the next probe; and of the probes
-            // that stayed away the last may have done so for another reason than the first.
-            let long = seat.received_since.is_some_and(|t| look.now >= t + look.limit());
             let late = at >= seat.receive.since + look.interval * 2;
-            seat.receive.witness |= seat.received && long && late;
+            seat.receive.witness |= seat.received && late;
+            seat.receive.proven |= seat.received;
         }
     }
 
+    /// Who speaks against the other end of a silent path: not one that was deaf or mute until a moment ago, and whose
+    /// other probes only happened to come before the next one of this path.
     fn witness(&mut self, look: &Look) {
+        for side in self.seats.iter_mut().flat_map(|s| [&mut s.receive, &mut s.send]) {
+            side.witness &= side.proven_since.is_some_and(|t| look.now >= t + look.limit());
+        }
         for s in look.reading.paths.iter().filter(|s| look.path(s) == Hearing::Silent) {
             let Some((from, to)) = self.ends(s) else { continue };
             self.seats[to].receive.witnessed |= self.seats[from].send.witness;

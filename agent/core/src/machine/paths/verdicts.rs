@@ -17,8 +17,8 @@ pub(super) struct Decision {
     ports: Vec<(usize, Verdict)>,
     /// Targets that answer (`true`) or no longer do.
     targets: Vec<(IpAddr, bool)>,
-    /// Something that later verdicts depend on.
-    receipt: bool,
+    /// A port begins or ceases to be proven: later verdicts depend on that.
+    proof: bool,
 }
 
 /// What changes for a port.
@@ -34,7 +34,7 @@ pub(super) enum Verdict {
 
 impl Decision {
     pub fn is_empty(&self) -> bool {
-        self.finding.is_none() && self.ports.is_empty() && self.targets.is_empty() && !self.receipt
+        self.finding.is_none() && self.ports.is_empty() && self.targets.is_empty() && !self.proof
     }
 }
 
@@ -94,7 +94,7 @@ impl Machine {
             let verdict = verdict(&self.ports[seat.port], seat.blame(), seat.is_proven(), health);
             decision.ports.extend(verdict.map(|v| (seat.port, v)));
         }
-        decision.receipt = survey.seats.iter().any(Seat::is_receipt_news);
+        decision.proof = survey.seats.iter().any(Seat::is_proof_news);
         self.keep_the_last(&survey, &mut decision);
         for seat in &mut survey.seats {
             match decision.ports.iter().find(|d| d.0 == seat.port) {
