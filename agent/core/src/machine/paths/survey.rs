@@ -315,10 +315,9 @@ impl Survey {
         asked.next().is_some_and(|first| first == Asked::InVain) && asked.all(|a| a == Asked::InVain)
     }
 
-    /// The ports that aren't silent, two or more, hear one another: a target that is silent is so by itself.
+    /// The ports that aren't silent hear one another: a target that is silent is so by itself.
     pub fn ports_are_fine(&self) -> bool {
-        let mut fine = self.seats.iter().filter(|s| !s.silent);
-        self.seats.iter().filter(|s| !s.silent).count() > 1
-            && fine.all(|s| s.receive.heard > 0 && s.send.heard > 0)
+        let fine = |s: &Seat| s.silent || s.receive.heard > 0 && s.send.heard > 0;
+        self.seats.iter().any(|s| !s.silent) && self.seats.iter().all(fine)
     }
 }
