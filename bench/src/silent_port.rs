@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use baton_lab::agent::{Agent, AgentConfig};
-use baton_lab::fault::{Blackhole, Direction};
+use baton_lab::fault::Direction;
 use baton_lab::host::wait_until;
-use baton_lab::{Echo, HostSpec, Lab, Port, Probe, Topology, Watcher, clock};
+use baton_lab::{Echo, HostSpec, Lab, Port, Probe, Topology, Valve, Watcher, clock};
 use serde_json::Value;
 
 use crate::report::Row;
@@ -80,13 +80,13 @@ impl Silence {
         }
     }
 
-    fn begin(self, port: &Port) -> Result<Vec<Blackhole>> {
+    fn prepare(self, port: &Port) -> Result<Vec<Valve>> {
         let directions: &[Direction] = match self {
             Silence::Receive => &[Direction::ToHost],
             Silence::Transmit => &[Direction::FromHost],
             Silence::Both => &[Direction::ToHost, Direction::FromHost],
         };
-        directions.iter().map(|d| port.lose(*d).context("drop frames")).collect()
+        directions.iter().map(|d| port.valve(*d).context("prepare to drop frames")).collect()
     }
 }
 
@@ -138,7 +138,7 @@ fn judge(rows: &[Row]) -> Vec<String> {
     for (interval, limit) in [(10, 45_000.0), (1, 8_000.0)] {
         for silence in Silence::ALL {
             if let Some(r) = find(&format!("{}_{interval}ms", silence.name()), "client_outage") {
-                let what = format!("{}: outage p99 {} us (at most {limit} us)", r.scenario, r.p99);
+                let what = format!("{}: outage p99 {:.0} us (at most {limit:.0} us)", r.scenario, r.p99);
                 remarks.push(say(r.p99 <= limit, what));
             }
         }
@@ -302,17 +302,18 @@ fn measure(
     let port = stand.holder()?;
     let others = stand.lab.ports().filter(|p| p.host().name() == NODE && p.index() != port.index());
     let watcher = Watcher::claims(others)?;
+    let valves = silence.prepare(port)?;
     let probe = stand.probe()?;
     clock::sleep_until(clock::now() + 2 * interval + phase.below(interval));
     let cut = clock::now();
-    let holes = silence.begin(port)?;
+    valves.iter().try_for_each(|valve| valve.close().map(drop))?;
     let announced = watcher.wait_for_announcement(stand.vip, cut, PATIENCE);
     let announced = announced.with_context(|| stand.agent.log())?;
     probe.wait_for_replies(REPLIES, announced.at, PATIENCE).context("no replies by the new port")?;
     let result = probe.stop();
     let gap = result.longest_gap(cut, clock::now()).context("no replies around the silence")?;
     let stall = witness.longest(cut, gap.to).max(result.pause_at_ends(&gap));
-    drop(holes);
+    drop(valves);
     stand.wait_whole()?;
     let is_new = |e: &Value| e["at"].as_u64().is_some_and(|at| Duration::from_nanos(at) >= cut);
     let events: Vec<Value> = stand.agent.events()?.into_iter().filter(is_new).collect();

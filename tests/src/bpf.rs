@@ -1,7 +1,7 @@
 //! The few calls of bpf(2) that the lab needs, and the few instructions of its programs.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::fault::Direction;
 use crate::wire::Mac;
@@ -11,6 +11,8 @@ pub(crate) const XDP_PASS: i32 = 2;
 /// Verdict of an XDP program: back by the interface that it came in by.
 pub(crate) const XDP_TX: i32 = 3;
 
+const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 const SCHED_CLS: u32 = 3;
@@ -34,6 +36,8 @@ pub(crate) enum Loss {
     },
     /// Those with this Ethernet source.
     From(Mac),
+    /// All, while the only value of this array is not zero.
+    While(RawFd),
 }
 
 /// Attaches a program that drops at interface `index` until the link is closed.
@@ -43,6 +47,19 @@ pub(crate) fn attach_loss(index: u32, direction: Direction, loss: Loss) -> io::R
         Direction::ToHost => TCX_EGRESS,
     };
     attach(index, SCHED_CLS, attach_type, &program(loss))
+}
+
+/// An array with one value, which is 0.
+pub(crate) fn array() -> io::Result<OwnedFd> {
+    // Kind (BPF_MAP_TYPE_ARRAY), key, value, entries.
+    call(MAP_CREATE, &[2u32, 4, 4, 1])
+}
+
+/// Sets the value of an [`array`].
+pub(crate) fn set(array: &OwnedFd, value: u32) -> io::Result<()> {
+    let key = 0u32;
+    let (key, value) = (std::ptr::from_ref(&key) as u64, std::ptr::from_ref(&value) as u64);
+    run(MAP_UPDATE_ELEM, &[array.as_raw_fd() as u64, key, value, 0]).map(drop)
 }
 
 /// Attaches an XDP program with one verdict for every frame.
@@ -82,6 +99,15 @@ fn program(loss: Loss) -> Vec<u64> {
                 op(0x56, 0, 2, low),  // if (u32)r0 != low: second
             ];
             (other, TCX_DROP, TCX_NEXT)
+        }
+        Loss::While(array) => {
+            let set = vec![
+                op(0x18, 0x21, 0, array), // r1 = the array's value
+                0,
+                op(0x61, 0x10, 0, 0), // r0 = what it holds
+                op(0x16, 0, 2, 0),    // if (u32)r0 == 0: second
+            ];
+            (set, TCX_DROP, TCX_NEXT)
         }
     };
     [condition, give(first).to_vec(), give(second).to_vec()].concat()
@@ -131,15 +157,20 @@ fn attach(interface: u32, kind: u32, attach_type: u32, instructions: &[u64]) -> 
     call(LINK_CREATE, &link)
 }
 
+/// A command that makes a descriptor.
 fn call<T>(command: libc::c_int, attribute: &T) -> io::Result<OwnedFd> {
+    let fd = run(command, attribute)?;
+    // SAFETY: the descriptor is ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn run<T>(command: libc::c_int, attribute: &T) -> io::Result<libc::c_int> {
     // SAFETY: `attribute` is the start of the union for this command, of the length given; the kernel takes the rest as
     // zero. What it points to outlives the call, which copies it.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<T>()) };
-    let fd = i32::try_from(result).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+    match i32::try_from(result).map_err(io::Error::other)? {
+        failed if failed < 0 => Err(io::Error::last_os_error()),
+        done => Ok(done),
     }
-    // SAFETY: both commands return a descriptor that is ours alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

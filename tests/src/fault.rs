@@ -108,7 +108,7 @@ impl Port {
         Ok(OffBridge { port: self.clone() })
     }
 
-    fn attach(&self, direction: Direction, loss: Loss) -> Result<Blackhole, LabError> {
+    pub(crate) fn attach(&self, direction: Direction, loss: Loss) -> Result<Blackhole, LabError> {
         let index = self.switch_index();
         let what = format!("drop frames at {} ({direction:?}, {loss:?})", self.switch_end());
         let link = self.switches().open(&what, || bpf::attach_loss(index, direction, loss))?;

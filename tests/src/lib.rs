@@ -27,6 +27,7 @@ pub mod state;
 pub mod storm;
 pub mod tcp;
 pub mod topology;
+pub mod valve;
 pub mod watcher;
 pub mod wire;
 
@@ -41,6 +42,7 @@ pub use process::{Process, baton_binary};
 pub use state::State;
 pub use storm::{Foreign, Spoiler, Storm};
 pub use topology::{Cable, HostSpec, Lab, Port, Switch, Topology};
+pub use valve::Valve;
 pub use watcher::{Answer, AnswerKind, Watcher};
 pub use wire::{Frame, Kind, Mac};
 

@@ -100,7 +100,8 @@ pub enum EventKind {
         /// Seconds since the cause, by stage, each when its last address had passed it.
         stages: BTreeMap<Stage, f64>,
     },
-    /// A segment has no usable port left: its addresses stay where they are until one returns.
+    /// A segment has no usable port left: its addresses stay where they are until one returns, or go to a silent port from
+    /// one that is down.
     Stranded {
         /// The segment.
         segment: String,

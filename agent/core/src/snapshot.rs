@@ -91,7 +91,7 @@ pub struct PortView {
     pub segment: String,
     /// Its verdict.
     pub state: PortState,
-    /// Why it is down; `attach_failed`: the events say why the kernel programs could not be put on it.
+    /// Why it is down, silent or degraded; `attach_failed`: the events say why the kernel programs could not be put on it.
     pub reason: Option<Reason>,
     /// Does it have carrier?
     pub carrier: bool,

@@ -1,20 +1,23 @@
 //! The machine: all state of one node, and what each input does to it.
 //!
-//! ```text
-//!            not ok                    not ok
-//!   Good ------------> Down <------------------------ Held
-//!    ^                  |  ok, hold-down > 0           | ^
-//!    |                  +------------------------------|-+
-//!    |   ok, never failed before                       |
-//!    +------------------+------------------------------+
-//!                                 hold-down over
-//! ```
+//! | a port that is | becomes | when |
+//! |---|---|---|
+//! | anything else | `Down` | it is not ok |
+//! | `Down` | `Held`; `Good`, where it never failed before | it is ok |
+//! | `Good`, `Held`, `Degraded` | `Silent` | it is to blame for the silence of paths |
+//! | `Silent` | `Held` | it is proven to send and to receive |
+//! | `Good` | `Degraded` | it loses frames, or counts errors |
+//! | `Degraded` | `Good` | it has been clean for its hold-down |
+//! | `Held` | `Good`; `Degraded`, where it loses frames or counts errors | its hold-down is over |
 //!
 //! A port is *ok* when its interface exists, is administratively up, has carrier by the last event **and** by the last
-//! read, and carries the kernel programs. Addresses are on the best ports of their segment: good before held; when
-//! none is left they stay where they are, for there is nothing to win.
+//! read, and carries the kernel programs. Whether an ok port is silent or degraded is drawn from the path table and from
+//! error counters: `paths` has the rules and a table of cases. Addresses are on the best ports of their segment: good
+//! before degraded before held; a silent one is the last resort where the others are down. When there is no better port
+//! they stay where they are, for there is nothing to win.
 //!
-//! `ports` keeps port states, `bind` moves addresses, `announce` repeats announcements, `view` builds the snapshot.
+//! `ports` keeps port states, `paths` watches for silence and loss, `bind` moves addresses, `announce` repeats
+//! announcements, `view` builds the snapshot.
 
 mod announce;
 mod bind;

@@ -158,6 +158,10 @@ impl Net {
         !self.targets.is_empty()
     }
 
+    pub fn had_clients(&self) -> bool {
+        !self.unicast.is_empty()
+    }
+
     pub fn has_carrier(&self, p: usize) -> bool {
         self.carrier[p]
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use baton_core::{Effect, Event, EventKind, Evidence, FailoverKind, Finding, PortState, Reason, Rebinding};
+use baton_core::{
+    Effect, Event, EventKind, Evidence, FailoverKind, Finding, Input, PortState, Reason, Rebinding,
+};
 
 use crate::model::*;
 
@@ -338,4 +340,22 @@ fn a_port_that_returns_to_a_switch_that_does_not_forward_yet_gets_nothing() {
     (net.truth.sends[0], net.truth.receives[0]) = (true, true);
     net.pass(Duration::from_secs(5));
     assert_eq!(net.states()[0], GOOD);
+}
+
+#[test]
+fn the_view_shows_paths_and_targets_as_of_the_last_reading() {
+    let mut net = Net::new(2, true);
+    net.truth.receives[0] = false;
+    net.next_effects();
+    let view = net.machine.snapshot(net.now + Duration::from_secs(9));
+    let paths: Vec<_> =
+        view.paths.iter().map(|p| (p.from.as_str(), p.to.as_str(), p.heard, p.heard_ms)).collect();
+    assert_eq!(paths, [("a", "b", Some(true), Some(1)), ("b", "a", Some(false), Some(31))]);
+    let targets: Vec<_> = view.targets.iter().map(|t| (t.port.as_str(), t.answers)).collect();
+    assert_eq!(targets, [("a", Some(false)), ("b", Some(true))]);
+    assert_eq!(view.segments[0].finding, Finding::PortsSilent);
+    assert_eq!(view.ports[0].reason, Some(Reason::ReceiveSilent));
+    // Without its interface a port has no paths to show.
+    net.tell(Input::LinkGone(ifindex(0)));
+    assert_eq!(net.machine.snapshot(net.now).paths, []);
 }

@@ -14,8 +14,8 @@
 //!   that answers at it, after the silence of the paths in question began, proves both. Neighbours' broadcasts prove
 //!   nothing, and a target that never answered is no evidence at all.
 //! - A port is a *witness* against the other ends of its silent paths once it has been proven for 2 1/8 i: one that was
-//!   dead until a moment ago may be heard here before the next probe is there. Clients' packets count from the third
-//!   lost probe on.
+//!   dead until a moment ago may be heard here before the next probe is there. What proves it must be later than the
+//!   beginning of the silence that it speaks against; clients' packets, later than the third lost probe.
 //! - A port is *to blame for not receiving* when nothing proves that it receives, all paths into it are silent, and one of
 //!   their senders is a witness that sends; *for not sending* likewise. Where a target has answered at it before, it is not
 //!   blamed before two questions in a row have stayed unanswered, the first of them for i.

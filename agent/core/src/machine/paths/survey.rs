@@ -39,10 +39,11 @@ impl Look<'_> {
         self.interval * 2 + self.interval / 8
     }
 
+    /// After a stall of the sender nothing has been sent for a while: then what was heard before shows nothing.
     pub fn path(&self, s: &PathSample) -> Hearing {
         if self.is_overdue(s.unanswered, s.waiting_since) {
             Hearing::Silent
-        } else if s.heard.is_some() && s.unanswered <= 1 {
+        } else if s.unanswered <= 1 && s.heard.is_some_and(|at| self.now.since(at) <= self.interval * 3) {
             Hearing::Heard
         } else {
             Hearing::Doubtful
@@ -81,8 +82,8 @@ pub(super) struct Side {
     pub proven: bool,
     /// since when, as known before this survey;
     proven_since: Option<Time>,
-    /// it speaks against the other ends of its silent paths.
-    witness: bool,
+    /// it speaks against the other ends of its silent paths, if these were silent before this.
+    witness: Option<Time>,
     /// At the other end of a silent path is a port that is proven to work.
     witnessed: bool,
 }
@@ -96,6 +97,14 @@ impl Side {
                 self.silent += 1;
                 self.since = self.since.max(s.waiting_since.unwrap_or_default());
             }
+        }
+    }
+
+    /// Something at that time showed that it works; against others it counts as if it had been at `witness`.
+    fn prove(&mut self, at: Time, witness: Time) {
+        if at > self.since {
+            self.proven = true;
+            self.witness = self.witness.max(Some(witness));
         }
     }
 
@@ -199,7 +208,6 @@ impl Survey {
         survey.seats.sort_unstable_by_key(|s| s.ifindex);
         survey.hear(look);
         survey.prove(look);
-        survey.receive(look);
         survey.witness(look);
         survey
     }
@@ -228,42 +236,44 @@ impl Survey {
 
     /// What shows, besides the paths, that ports work. What was seen before the silence began shows nothing of it.
     fn prove(&mut self, look: &Look) {
+        for side in self.seats.iter_mut().flat_map(|s| [&mut s.receive, &mut s.send]) {
+            side.witness = side.proven.then_some(look.now);
+        }
         for t in &look.reading.targets {
             let Some(seat) = self.seat(t.port).map(|s| &mut self.seats[s]) else { continue };
             let Some(answered) = t.answered else { continue };
             if look.answers(t) {
-                seat.receive.proven |= answered > seat.receive.since;
-                seat.send.proven |= answered > seat.send.since;
+                seat.receive.prove(answered, answered);
+                seat.send.prove(answered, answered);
             }
             seat.asked = seat.asked.max(if look.is_given_up(t) { Asked::InVain } else { Asked::Open });
-        }
-    }
-
-    /// Clients' packets show that a port receives. They come at any time: of the probes that stayed away before one the
-    /// last may have done so for another reason than the first. So they speak against others only after the third.
-    fn receive(&mut self, look: &Look) {
-        for side in self.seats.iter_mut().flat_map(|s| [&mut s.receive, &mut s.send]) {
-            side.witness = side.proven;
         }
         for (port, &at) in &look.reading.unicast {
             let Some(seat) = self.seat(*port).map(|s| &mut self.seats[s]) else { continue };
             seat.received = at > seat.receive.since && look.is_fresh(at);
-            let late = at >= seat.receive.since + look.interval * 2;
-            seat.receive.witness |= seat.received && late;
-            seat.receive.proven |= seat.received;
+            if seat.received {
+                // Clients' packets come at any time: of the probes that stayed away before one the last may have done so
+                // for another reason than the first. So they speak against others only after the third.
+                seat.receive.prove(at, at - look.interval * 2);
+            }
         }
     }
 
     /// Who speaks against the other end of a silent path: not one that was deaf or mute until a moment ago, and whose
-    /// other probes only happened to come before the next one of this path.
+    /// other probes only happened to come before the next one of this path; nor by what was before that end fell silent.
     fn witness(&mut self, look: &Look) {
         for side in self.seats.iter_mut().flat_map(|s| [&mut s.receive, &mut s.send]) {
-            side.witness &= side.proven_since.is_some_and(|t| look.now >= t + look.limit());
+            if side.proven_since.is_none_or(|t| look.now < t + look.limit()) {
+                side.witness = None;
+            }
         }
         for s in look.reading.paths.iter().filter(|s| look.path(s) == Hearing::Silent) {
             let Some((from, to)) = self.ends(s) else { continue };
-            self.seats[to].receive.witnessed |= self.seats[from].send.witness;
-            self.seats[from].send.witnessed |= self.seats[to].receive.witness;
+            let speaks = |witness: &Side, side: &Side| witness.witness.is_some_and(|at| at > side.since);
+            let sends = speaks(&self.seats[from].send, &self.seats[to].receive);
+            let receives = speaks(&self.seats[to].receive, &self.seats[from].send);
+            self.seats[to].receive.witnessed |= sends;
+            self.seats[from].send.witnessed |= receives;
         }
     }
 
