@@ -1,6 +1,7 @@
 //! Faults that are more than a call on a [`Port`]: ports that lose all, some or certain frames while the carrier stays,
 //! and a station that claims somebody else's address. Frames are lost at the switch, whatever they carry.
 
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -152,13 +153,13 @@ impl Port {
         Ok(Occupant { _link: link })
     }
 
-    /// Hands one frame to the host as if its switch had forwarded it: no switch learns from it.
+    /// Hands frames to the host as if its switch had forwarded them: no switch learns from it.
     ///
     /// # Errors
     /// What the socket says.
-    pub fn send_to_host(&self, frame: &[u8]) -> Result<(), LabError> {
+    pub fn send_to_host(&self, frames: &[&[u8]]) -> Result<(), LabError> {
         let index = self.switch_index();
-        self.switches().open("send a frame to a host", || PacketSocket::sender(index)?.send(frame))
+        self.switches().open("send frames to a host", || send_all(index, frames))
     }
 
     pub(crate) fn take_xdp_tx(&self) -> Result<Occupant, LabError> {
@@ -173,20 +174,22 @@ impl Port {
     /// # Errors
     /// What the socket says.
     pub fn send_frame(&self, frame: &[u8]) -> Result<(), LabError> {
-        self.send_frames([frame])
+        self.send_frames(&[frame])
     }
 
     /// Sends frames by this port, as they are, one right after the other.
     ///
     /// # Errors
     /// What the socket says.
-    pub fn send_frames<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]> + Send) -> Result<(), LabError> {
+    pub fn send_frames(&self, frames: &[&[u8]]) -> Result<(), LabError> {
         let index = self.index();
-        self.host().open("send frames", || {
-            let socket = PacketSocket::sender(index)?;
-            frames.into_iter().try_for_each(|frame| socket.send(frame))
-        })
+        self.host().open("send frames", || send_all(index, frames))
     }
+}
+
+fn send_all(index: u32, frames: &[&[u8]]) -> io::Result<()> {
+    let socket = PacketSocket::sender(index)?;
+    frames.iter().try_for_each(|frame| socket.send(frame))
 }
 
 /// A running impostor of [`Port::impersonate`]; it stops when dropped.

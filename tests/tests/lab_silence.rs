@@ -54,7 +54,7 @@ fn numbered(from: &Port, to: Mac, number: u16) -> Vec<u8> {
 fn arriving(from: &Port, to: &Port, count: u16) -> Result<usize> {
     let mut capture = to.capture_in_host(PROBE_ETHERTYPE)?;
     let frames: Vec<Vec<u8>> = (0..count).map(|number| numbered(from, to.mac(), number)).collect();
-    from.send_frames(frames.iter().map(Vec::as_slice))?;
+    from.send_frames(&frames.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     std::thread::sleep(WINDOW);
     let sent_here =
         |frame: &baton_lab::capture::Captured| !frame.from_host && frame.bytes[6..12] == from.mac().0;
