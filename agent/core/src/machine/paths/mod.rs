@@ -8,7 +8,8 @@
 //!
 //! With `i` the probe interval:
 //! - A path is *silent* when three probes of it have stayed unanswered and the first of them has had 2 1/8 i. It is
-//!   *heard* when at most the last probe is unanswered. In between it is doubtful: that is no evidence of anything.
+//!   *heard* when at most the last probe is unanswered and the last frame came at most 3 i ago (a sender that stood still
+//!   has sent nothing that could be unanswered). In between it is doubtful: that is no evidence of anything.
 //! - *Proof* that a port receives: a path into it is heard; or clients' packets (unicast to a virtual IP) came to it after
 //!   the latest silence of a path into it began, at most 1 s ago. Proof that it sends: a path out of it is heard. A target
 //!   that answers at it, after the silence of the paths in question began, proves both. Neighbours' broadcasts prove
