@@ -16,7 +16,8 @@
 //!   nothing, and a target that never answered is no evidence at all.
 //! - A port is a *witness* against the other ends of its silent paths once it has been proven for 2 1/8 i: one that was
 //!   dead until a moment ago may be heard here before the next probe is there. What proves it must be later than the
-//!   beginning of the silence that it speaks against; clients' packets, later than the third lost probe.
+//!   beginning of the silence that it speaks against; clients' packets, later than the third lost probe, and no
+//!   older than 2 1/8 i and a tick of the kernel's clock.
 //! - A port is *to blame for not receiving* when nothing proves that it receives, all paths into it are silent, and one of
 //!   their senders is a witness that sends; *for not sending* likewise. Where a target has answered at it before, it is not
 //!   blamed before two questions in a row have stayed unanswered, the first of them for i.
