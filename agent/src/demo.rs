@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use baton_core::{EventKind, Snapshot, Stage};
 use baton_lab::host::wait_until;
-use baton_lab::{Echo, Host, HostSpec, Lab, Probe, Process, Topology, clock, tcp};
+use baton_lab::{Direction, Echo, Host, HostSpec, Lab, Probe, Process, Topology, clock, tcp};
 use ipnet::IpNet;
 
 use crate::journal::Record;
@@ -37,6 +37,7 @@ hold_down_max = "2s"
 [[segment]]
 name = "office"
 subnets = ["10.77.0.0/24", "fd77::/64"]
+probe_targets = ["10.77.0.50"]
 
 [[virtual_server]]
 name = "projects"
@@ -102,6 +103,9 @@ pub fn run() -> Result<()> {
             .map_err(|e| baton_lab::LabError::BadAddress { text: ADDRESS.to_string(), why: e.to_string() })?;
         lab.port("fs1", &fourth)?.delete_address(address)
     })?;
+    let fifth = demo.holder()?;
+    let valve = lab.port("fs1", &fifth)?.valve(Direction::ToHost)?;
+    demo.fault(&format!("the switch sends nothing to {fifth} any more; its link stays up"), || valve.close())?;
     demo.show_status()?;
     demo.finish()
 }
@@ -234,7 +238,7 @@ impl<'a> Demo<'a> {
             Some((addresses, stages)) if !stages.is_empty() => {
                 let stage = |s: Stage| stages.get(&s).map_or(0.0, |seconds| seconds * 1e6);
                 say(&format!(
-                    "  agent: {addresses} addresses moved; after the event: decided {:.0} us, bound {:.0} us, announced {:.0} us",
+                    "  agent: {addresses} addresses moved; after the first sign: decided {:.0} us, bound {:.0} us, announced {:.0} us",
                     stage(Stage::Decided),
                     stage(Stage::Bound),
                     stage(Stage::Announced)
