@@ -291,7 +291,7 @@ impl Net {
     }
 
     /// Every port's state and reason.
-    pub fn states(&self) -> Vec<(PortState, Option<Reason>)> {
+    pub fn states(&self) -> Vec<Verdict> {
         self.machine.snapshot(self.now).ports.iter().map(|p| (p.state, p.reason)).collect()
     }
 
@@ -325,4 +325,20 @@ fn new_path(from: usize, to: usize) -> PathSample {
 pub fn events(effects: &[Effect]) -> Vec<EventKind> {
     let kind = |e: &Effect| if let Effect::Event(Event { kind, .. }) = e { Some(kind.clone()) } else { None };
     effects.iter().filter_map(kind).collect()
+}
+
+/// A port's state, and why it is not good.
+pub type Verdict = (PortState, Option<Reason>);
+
+pub const GOOD: Verdict = (PortState::Good, None);
+
+pub fn silent(reason: Reason) -> Verdict {
+    (PortState::Silent, Some(reason))
+}
+
+/// What is known half a second after a failure, and how often addresses moved.
+pub fn after(net: &mut Net, fault: impl FnOnce(&mut Truth)) -> (Finding, Vec<Verdict>, u64) {
+    fault(&mut net.truth);
+    net.pass(Duration::from_millis(500));
+    (net.finding(), net.states(), net.failovers())
 }
