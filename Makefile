@@ -3,6 +3,7 @@
 #   make demo    build, then show failovers in a lab of network namespaces
 #   make test    build, then run all tests
 #   make bench   build with optimisation, then measure against keepalived and a minimal program
+#   make fuzz    feed the parser of probe frames with what libFuzzer makes up, for FUZZ_SECONDS (300)
 #   make setup   only install what the others need
 #   make install put the agent, its unit and an example configuration on this machine
 
@@ -34,7 +35,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-test setup-lint setup-bench build demo test lint bench install
+.PHONY: help setup setup-test setup-lint setup-bench build demo test lint bench fuzz install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -85,7 +86,15 @@ bench: setup-bench
 	$(CARGO) build --locked --release --workspace
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
 	target/release/baton-bench scale --json bench/out/scale.json
+	target/release/baton-bench silent-port --json bench/out/silent-port.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
+
+# A stable compiler will do, without sanitizers: what is fuzzed is without allocation.
+FUZZ_SECONDS ?= 300
+fuzz: setup
+	$(call install,g++)
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --version 0.13.2 --locked
+	cd common/fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none parse_probe -- -max_total_time=$(FUZZ_SECONDS)
 
 install: setup
 	$(CARGO) build --locked --release -p baton

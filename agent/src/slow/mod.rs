@@ -98,8 +98,10 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     let _lock = control::lock(state)?;
     let mut store = FileStore::open(&agent.store.path)?;
     let incarnation = store.next_incarnation(&boot_id()?)?;
-    let interfaces: BTreeSet<&str> = config.ports.iter().map(|p| p.interface.as_str()).collect();
-    if let Err(e) = sysctl::restore(&mut store, &interfaces) {
+    let ports = config.ports.iter().map(|p| &p.interface);
+    let kept: BTreeSet<String> =
+        ports.flat_map(|port| sysctl::below(port).into_iter().chain([port.clone()])).collect();
+    if let Err(e) = sysctl::restore(&mut store, &kept) {
         tracing::warn!("settings of former ports could not be restored: {e}");
     }
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;

@@ -24,6 +24,10 @@ const NEEDED: [(&str, &str); 7] = [
     ("ipv6/neigh/*/retrans_time_ms", "100"),
 ];
 
+/// What each interface below a port needs (that which a VLAN or macvlan interface lies on): it hears the same questions,
+/// and is not to answer for the port.
+const NEEDED_BELOW: [(&str, &str); 1] = [("ipv4/conf/*/arp_ignore", "1")];
+
 /// A setting could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SysctlError {
@@ -40,9 +44,33 @@ pub enum SysctlError {
     Store(#[from] StoreError),
 }
 
-/// Saves the original settings of a port, then makes those it needs. A family that the kernel lacks is passed over.
+/// Saves the original settings of a port and of the interfaces below it, then makes those they need. A family that the
+/// kernel lacks is passed over.
 pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError> {
-    for (pattern, value) in NEEDED {
+    set(store, interface, &NEEDED)?;
+    below(interface).iter().try_for_each(|lower| set(store, lower, &NEEDED_BELOW))
+}
+
+/// The interfaces that this one lies on, directly or not, as the kernel links them in sysfs.
+pub fn below(interface: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut left = vec![interface.to_owned()];
+    while let Some(upper) = left.pop() {
+        let Ok(entries) = fs::read_dir(format!("/sys/class/net/{upper}")) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if let Some(lower) = name.to_str().and_then(|name| name.strip_prefix("lower_"))
+                && found.insert(lower.to_owned())
+            {
+                left.push(lower.to_owned());
+            }
+        }
+    }
+    found
+}
+
+fn set(store: &mut dyn Store, interface: &str, needed: &[(&str, &str)]) -> Result<(), SysctlError> {
+    for (pattern, value) in needed {
         let key = pattern.replace('*', interface);
         let path = path(&key);
         let before = match fs::read_to_string(&path) {
@@ -50,7 +78,7 @@ pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(SysctlError::File { path, error }),
         };
-        if before.trim() != value {
+        if before.trim() != *value {
             store.save_original(&key, before.trim())?;
             fs::write(&path, value).map_err(|error| SysctlError::File { path, error })?;
         }
@@ -59,7 +87,7 @@ pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError
 }
 
 /// Restores the settings of all interfaces but `keep`. One that is gone, or was changed by somebody else since, is left.
-pub fn restore(store: &mut dyn Store, keep: &BTreeSet<&str>) -> Result<(), SysctlError> {
+pub fn restore(store: &mut dyn Store, keep: &BTreeSet<String>) -> Result<(), SysctlError> {
     for (key, original) in store.originals()? {
         let needed = NEEDED.iter().find(|(pattern, _)| interface(pattern, &key).is_some());
         let Some((pattern, value)) = needed else { continue };

@@ -150,6 +150,11 @@ fn a_port_that_counts_errors_is_degraded_until_it_has_been_clean() {
     assert_eq!(states(&net)[0], PortState::Degraded, "neither bad nor clean");
     net.pass(seconds(1));
     assert_eq!(sample(&mut net, 0, received(0, 1000)), []);
+    net.pass(Duration::from_millis(500));
+    assert_eq!(sample(&mut net, 0, received(5, 995)), []);
+    net.pass(seconds(2));
+    assert_eq!(states(&net)[0], PortState::Degraded, "not clean for the whole hold-down");
+    assert_eq!(sample(&mut net, 0, received(0, 1000)), []);
     net.pass(seconds(2));
     assert_eq!((states(&net)[0], net.failovers()), (PortState::Good, 1));
 }
@@ -200,4 +205,41 @@ fn a_degraded_port_that_falls_silent_is_silent() {
     net.truth.kill(0);
     net.pass(Duration::from_millis(100));
     assert_eq!(net.states()[0], (PortState::Silent, Some(Reason::Silent)));
+}
+
+#[test]
+fn one_probe_of_a_few_is_not_loss() {
+    let mut net = Net::with(3, false, true, Duration::from_millis(200));
+    net.pass(seconds(10));
+    net.truth.receives[0] = false;
+    net.step();
+    net.truth.receives[0] = true;
+    net.pass(seconds(10));
+    let loss = net.machine.snapshot(net.now).paths.iter().filter_map(|p| p.loss).fold(0.0, f64::max);
+    assert!(loss > 0.0);
+    assert_eq!(net.told.iter().flat_map(|t| events(&t.2)).filter(is_port).count(), 0);
+}
+
+fn is_port(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Port { .. })
+}
+
+#[test]
+fn a_probe_that_is_under_way_is_not_lost() {
+    let mut net = Net::new(2, false);
+    for second in 0..20 {
+        for _ in 0..100 {
+            net.round();
+        }
+        let mut reading = net.reading();
+        // Every other time the next probes have just been sent.
+        if second % 2 == 0 {
+            for s in &mut reading.paths {
+                (s.sent, s.unanswered, s.waiting_since) = (s.sent + 1, 1, Some(net.now));
+            }
+        }
+        net.tell(Input::Paths(reading));
+    }
+    let loss: Vec<_> = net.machine.snapshot(net.now).paths.iter().map(|p| p.loss).collect();
+    assert_eq!(loss, [Some(0.0); 2]);
 }

@@ -35,6 +35,8 @@ pub struct Truth {
     pub target: bool,
     /// Clients send to addresses at these ports.
     pub clients: BTreeSet<usize>,
+    /// The target is asked in one of so many rounds.
+    pub ask_in: Vec<u64>,
     /// Paths that lose probes: (k, n), k of n in a row, again and again.
     pub loses: BTreeMap<(usize, usize), (u64, u64)>,
 }
@@ -59,18 +61,20 @@ pub struct Net {
     unicast: BTreeMap<IfIndex, Time>,
     carrier: Vec<bool>,
     routine_at: Time,
+    rounds: u64,
+    interval: Duration,
     /// Everything that core was told, and what it asked for.
     pub told: Vec<(Time, Input, Vec<Effect>)>,
 }
 
-fn config(ports: usize, targets: bool) -> Config {
+fn config(ports: usize, targets: bool, interval: Duration) -> Config {
     Config {
         node: "fs1".into(),
         ports: NAMES[..ports]
             .iter()
             .map(|n| PortConfig { interface: n.to_string(), segment: "office".into() })
             .collect(),
-        timing: Timing { probe_interval: INTERVAL, announce_repeat: vec![], ..Timing::default() },
+        timing: Timing { probe_interval: interval, announce_repeat: vec![], ..Timing::default() },
         segments: vec![Segment {
             name: "office".into(),
             subnets: vec!["10.0.0.0/24".parse().unwrap()],
@@ -94,11 +98,11 @@ fn link(p: usize, carrier: bool) -> Link {
 impl Net {
     /// So many ports, one address on each, a target or none; in perfect order for two seconds.
     pub fn new(ports: usize, targets: bool) -> Net {
-        Net::with_target(ports, targets, true)
+        Net::with(ports, targets, true, INTERVAL)
     }
 
-    /// The same; the target may be down.
-    pub fn with_target(ports: usize, targets: bool, up: bool) -> Net {
+    /// The same; the target may be down, and another probe interval.
+    pub fn with(ports: usize, targets: bool, up: bool, interval: Duration) -> Net {
         let all = |v| vec![v; ports];
         let mut net = Net {
             machine: Machine::new(),
@@ -109,6 +113,7 @@ impl Net {
                 cut: BTreeSet::new(),
                 target: up,
                 clients: BTreeSet::new(),
+                ask_in: vec![1; ports],
                 loses: BTreeMap::new(),
             },
             paths: BTreeMap::new(),
@@ -116,10 +121,12 @@ impl Net {
             unicast: BTreeMap::new(),
             carrier: all(true),
             routine_at: Time(0),
+            rounds: 0,
+            interval,
             told: Vec::new(),
         };
         let start = Start {
-            config: config(ports, targets),
+            config: config(ports, targets, interval),
             incarnation: 7,
             found: Found { links: (0..ports).map(|p| link(p, true)).collect(), addresses: vec![] },
             bound: BTreeMap::new(),
@@ -175,6 +182,7 @@ impl Net {
     /// One round of probes.
     fn probe(&mut self) {
         let now = self.now;
+        self.rounds += 1;
         for from in 0..self.ports() {
             for to in (0..self.ports()).filter(|&to| to != from) {
                 if self.carrier[from] && self.carrier[to] {
@@ -192,6 +200,9 @@ impl Net {
             }
         }
         for (p, t) in self.targets.iter_mut().enumerate() {
+            if !self.rounds.is_multiple_of(self.truth.ask_in[p]) {
+                continue;
+            }
             t.asked += 1;
             if self.truth.target && self.carrier[p] && self.truth.sends[p] && self.truth.receives[p] {
                 t.answers += 1;
@@ -223,9 +234,9 @@ impl Net {
 
     /// One probe interval: probes go out, and an eighth of it later the table can be read.
     pub fn round(&mut self) -> Vec<Effect> {
-        let mut effects = self.wake_until(self.now + INTERVAL * 7 / 8);
+        let mut effects = self.wake_until(self.now + self.interval * 7 / 8);
         self.probe();
-        effects.extend(self.wake_until(self.now + INTERVAL / 8));
+        effects.extend(self.wake_until(self.now + self.interval / 8));
         effects
     }
 

@@ -8,14 +8,16 @@
 //!
 //! With `i` the probe interval:
 //! - A path is *silent* when three probes of it have stayed unanswered and the first of them has had 2 1/8 i. It is
-//!   *heard* when at most the last probe is unanswered. In between it is doubtful: that is no evidence of anything.
+//!   *heard* when at most the last probe is unanswered and the last frame came at most 3 i ago (a sender that stood still
+//!   has sent nothing that could be unanswered). In between it is doubtful: that is no evidence of anything.
 //! - *Proof* that a port receives: a path into it is heard; or clients' packets (unicast to a virtual IP) came to it after
 //!   the latest silence of a path into it began, at most 1 s ago. Proof that it sends: a path out of it is heard. A target
 //!   that answers at it, after the silence of the paths in question began, proves both. Neighbours' broadcasts prove
 //!   nothing, and a target that never answered is no evidence at all.
 //! - A port is a *witness* against the other ends of its silent paths once it has been proven for 2 1/8 i: one that was
 //!   dead until a moment ago may be heard here before the next probe is there. What proves it must be later than the
-//!   beginning of the silence that it speaks against; clients' packets, later than the third lost probe.
+//!   beginning of the silence that it speaks against; clients' packets, later than the third lost probe, and no
+//!   older than 2 1/8 i and a tick of the kernel's clock.
 //! - A port is *to blame for not receiving* when nothing proves that it receives, all paths into it are silent, and one of
 //!   their senders is a witness that sends; *for not sending* likewise. Where a target has answered at it before, it is not
 //!   blamed before two questions in a row have stayed unanswered, the first of them for i.

@@ -10,6 +10,8 @@ use crate::{Finding, IfIndex, PathSample, PortState, Reading, Reason, TargetSamp
 const SILENT_AFTER: u32 = 3;
 /// A proof is not older than this, or than three probe intervals where that is longer.
 const FRESH: Duration = Duration::from_secs(1);
+/// Clients' packets are stamped by the kernel's coarse clock, which may lag by a tick (CONFIG_HZ=100).
+const COARSE: Duration = Duration::from_millis(10);
 
 /// A reading as of a time.
 #[derive(Clone, Copy)]
@@ -100,11 +102,11 @@ impl Side {
         }
     }
 
-    /// Something at that time showed that it works; against others it counts as if it had been at `witness`.
-    fn prove(&mut self, at: Time, witness: Time) {
+    /// A target's answer at that time showed that it works, unless that was before it fell silent.
+    fn prove(&mut self, at: Time) {
         if at > self.since {
             self.proven = true;
-            self.witness = self.witness.max(Some(witness));
+            self.witness = self.witness.max(Some(at));
         }
     }
 
@@ -243,8 +245,8 @@ impl Survey {
             let Some(seat) = self.seat(t.port).map(|s| &mut self.seats[s]) else { continue };
             let Some(answered) = t.answered else { continue };
             if look.answers(t) {
-                seat.receive.prove(answered, answered);
-                seat.send.prove(answered, answered);
+                seat.receive.prove(answered);
+                seat.send.prove(answered);
             }
             seat.asked = seat.asked.max(if look.is_given_up(t) { Asked::InVain } else { Asked::Open });
         }
@@ -252,9 +254,13 @@ impl Survey {
             let Some(seat) = self.seat(*port).map(|s| &mut self.seats[s]) else { continue };
             seat.received = at > seat.receive.since && look.is_fresh(at);
             if seat.received {
+                seat.receive.proven = true;
                 // Clients' packets come at any time: of the probes that stayed away before one the last may have done so
-                // for another reason than the first. So they speak against others only after the third.
-                seat.receive.prove(at, at - look.interval * 2);
+                // for another reason than the first, and the port may have failed since. So they speak against others
+                // only after the third lost probe, and only while they come.
+                if look.now <= at + look.limit() + COARSE {
+                    seat.receive.witness = seat.receive.witness.max(Some(at - look.interval * 2));
+                }
             }
         }
     }
@@ -315,10 +321,9 @@ impl Survey {
         asked.next().is_some_and(|first| first == Asked::InVain) && asked.all(|a| a == Asked::InVain)
     }
 
-    /// The ports that aren't silent, two or more, hear one another: a target that is silent is so by itself.
+    /// The ports that aren't silent hear one another: a target that is silent is so by itself.
     pub fn ports_are_fine(&self) -> bool {
-        let mut fine = self.seats.iter().filter(|s| !s.silent);
-        self.seats.iter().filter(|s| !s.silent).count() > 1
-            && fine.all(|s| s.receive.heard > 0 && s.send.heard > 0)
+        let fine = |s: &Seat| s.silent || s.receive.heard > 0 && s.send.heard > 0;
+        self.seats.iter().any(|s| !s.silent) && self.seats.iter().all(fine)
     }
 }
