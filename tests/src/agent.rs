@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::clock;
 use crate::error::{Context, LabError};
 use crate::host::Host;
+use crate::port::Port;
 use crate::process::{self, Process, baton_binary};
-use crate::topology::Port;
 use crate::wire::Mac;
 
 /// Where the configuration is written, in the host's own `/run`.

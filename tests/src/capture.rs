@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::{self, RealtimeOffset};
 use crate::error::{Context, LabError};
 use crate::packet::PacketSocket;
-use crate::topology::Port;
+use crate::port::Port;
 
 /// EtherType of probe frames.
 pub const PROBE_ETHERTYPE: u16 = 0x88b5;

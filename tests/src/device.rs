@@ -10,7 +10,7 @@ use netlink_packet_route::link::{
 
 use crate::error::LabError;
 use crate::netlink::{Netlink, VethEnd};
-use crate::topology::{Port, mac_of};
+use crate::port::{Port, mac_of};
 use crate::wire::Mac;
 
 /// The kind of interface that a port is.

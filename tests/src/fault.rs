@@ -14,7 +14,8 @@ use crate::clock::RealtimeOffset;
 use crate::error::{Context, LabError};
 use crate::host::Host;
 use crate::packet::PacketSocket;
-use crate::topology::{Lab, Port};
+use crate::port::Port;
+use crate::topology::Lab;
 use crate::wire::{self, Frame, Kind};
 
 /// A direction of a cable.

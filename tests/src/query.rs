@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::{self, RealtimeOffset};
 use crate::error::{Context, LabError};
 use crate::packet::PacketSocket;
-use crate::topology::Port;
+use crate::port::Port;
 use crate::wire::{self, Kind, Mac};
 
 /// One reply to a question.

@@ -16,8 +16,8 @@ use crate::clock;
 use crate::device::{self, VXLAN_PORT};
 use crate::error::LabError;
 use crate::packet::PacketSocket;
+use crate::port::Port;
 use crate::probe::spawn;
-use crate::topology::Port;
 use crate::wire::{self, Mac};
 
 /// What a storm is made of.

@@ -8,7 +8,7 @@ use crate::bpf::{self, Loss};
 use crate::clock;
 use crate::error::{Context, LabError};
 use crate::fault::{Blackhole, Direction};
-use crate::topology::Port;
+use crate::port::Port;
 
 /// A port that can lose everything in one direction, at the switch, with carrier. Open at first; gone when dropped.
 #[derive(Debug)]

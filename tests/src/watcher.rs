@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::clock::{self, RealtimeOffset};
 use crate::error::{Context, LabError};
 use crate::packet::{PacketSocket, Received, wait_readable};
-use crate::topology::Port;
+use crate::port::Port;
 use crate::wire::{self, Frame, Kind, Mac, TCP_RST};
 
 /// Reads the wire until it is dropped.

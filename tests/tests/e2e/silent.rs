@@ -284,6 +284,31 @@ fn the_agent_returns_while_a_port_is_silent() -> Result<()> {
     Ok(())
 }
 
+/// An agent that stood still has asked nothing meanwhile. That is no sign of life of a port that is silent.
+#[test]
+fn a_silent_port_is_not_trusted_because_the_agent_stood_still() -> Result<()> {
+    let config = config_with(3, true, "spread");
+    let mut ground = Ground::new("still", 3, Device::Veth, &config)?.with_traffic()?;
+    let bad = ground.port("p0")?.clone();
+    let fault = bad.lose(Direction::ToHost)?;
+    wait_state(&ground.agent, "p0", "silent")?;
+    // At first, when what was heard before the silence is not old yet.
+    let (mark, since) = (ground.mark()?, clock::now());
+    for pause in [60, 60, 60, 60, 60, 60, 200, 1000] {
+        ground.agent.process().pause()?;
+        std::thread::sleep(Duration::from_millis(pause));
+        ground.agent.process().resume()?;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    std::thread::sleep(A_WHILE);
+    let revived = ground.events_since(mark, &["port", "failover"])?;
+    ensure!(revived.is_empty(), "{revived:#?}");
+    ensure!(ground.on_port("p0")?.is_empty());
+    ground.never_claims(&bad, &ground.addresses, since)?;
+    drop(fault);
+    wait_state(&ground.agent, "p0", "good").map(drop)
+}
+
 #[test]
 fn an_agent_that_stood_still_draws_no_verdict() -> Result<()> {
     let mut ground = Ground::new("stood", 3, Device::Veth, &config(3, true))?.with_traffic()?;
