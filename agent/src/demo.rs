@@ -105,7 +105,9 @@ pub fn run() -> Result<()> {
     })?;
     let fifth = demo.holder()?;
     let valve = lab.port("fs1", &fifth)?.valve(Direction::ToHost)?;
-    demo.fault(&format!("the switch sends nothing to {fifth} any more; its link stays up"), || valve.close())?;
+    demo.fault(&format!("the switch sends nothing to {fifth} any more; its link stays up"), || {
+        valve.close()
+    })?;
     demo.show_status()?;
     demo.finish()
 }

@@ -238,7 +238,8 @@ impl Prober {
                 self.targets.insert((port.ifindex, target), state);
             }
         }
-        for other in self.ports[..index].to_vec() {
+        for other in 0..index {
+            let other = self.ports[other].clone();
             if other.segment == port.segment && !self.paths.contains_key(&(port.ifindex, other.ifindex)) {
                 self.add_paths(&port, &other)?;
             }

@@ -28,6 +28,13 @@ pub(super) struct Sampler {
     inputs: mpsc::Sender<Input>,
 }
 
+/// The counters at one time.
+struct Reading {
+    at: Instant,
+    bytes: HashMap<IpAddr, u64>,
+    errors: BTreeMap<IfIndex, LinkErrors>,
+}
+
 impl Sampler {
     pub(super) fn new(
         config: &Config,
@@ -52,7 +59,7 @@ impl Sampler {
 
     /// Ends when core is gone.
     pub(super) async fn run(mut self) {
-        let mut last: Option<(Instant, HashMap<IpAddr, u64>, BTreeMap<IfIndex, LinkErrors>)> = None;
+        let mut last: Option<Reading> = None;
         let mut failing = false;
         loop {
             let read = self.reader.read();
@@ -70,14 +77,15 @@ impl Sampler {
                     self.publish(read);
                     self.publish_paths();
                     let errors = errors(&self.interfaces);
-                    if let Some((then, before, wrong)) = last.replace((now, bytes, errors))
-                        && let Some((_, after, errors)) = &last
+                    let reading = Reading { at: now, bytes, errors };
+                    if let Some(before) = last.replace(reading)
+                        && let Some(after) = &last
                     {
                         let sample = Sample {
-                            over: now - then,
-                            bytes: since(&before, after),
+                            over: after.at - before.at,
+                            bytes: since(&before.bytes, &after.bytes),
                             speed: speeds(&self.interfaces),
-                            errors: errors_since(&wrong, errors),
+                            errors: errors_since(&before.errors, &after.errors),
                         };
                         if self.inputs.send(Input::Sample(sample)).await.is_err() {
                             return;

@@ -250,7 +250,7 @@ unsafe impl<T: Pod> Sync for Mapped<T> {}
 impl<T: Pod> Mapped<T> {
     fn new(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Self, KernelError> {
         // An entry takes a multiple of eight bytes (array_map_alloc, kernel/bpf/arraymap.c).
-        const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() <= 8) };
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let array: Array<MapData, T> = map(ebpf, name)?;
         let error = |errno: nix::Error| KernelError::Batch { map: name, source: errno.into() };
         let bytes = NonZeroUsize::new(size_of::<T>() * entries as usize)

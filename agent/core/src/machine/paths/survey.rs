@@ -156,14 +156,16 @@ pub(super) struct Seat {
 
 impl Seat {
     pub fn new(port: usize, ifindex: IfIndex, known: &Port) -> Seat {
+        let silent = known.state == PortState::Silent;
+        let since = if silent { known.silent_since } else { Time::default() };
         Seat {
             port,
             ifindex,
-            receive: Side { proven_since: known.receives_since, ..Side::default() },
-            send: Side { proven_since: known.sends_since, ..Side::default() },
+            receive: Side { since, proven_since: known.receives_since, ..Side::default() },
+            send: Side { since, proven_since: known.sends_since, ..Side::default() },
             asked: Asked::default(),
             received: false,
-            silent: known.state == PortState::Silent,
+            silent,
         }
     }
 
