@@ -55,7 +55,7 @@ pub(crate) fn array() -> io::Result<OwnedFd> {
     call(MAP_CREATE, &[2u32, 4, 4, 1])
 }
 
-/// Sets the value of an [`array`].
+/// Sets the value of an [`array()`].
 pub(crate) fn set(array: &OwnedFd, value: u32) -> io::Result<()> {
     let key = 0u32;
     let (key, value) = (std::ptr::from_ref(&key) as u64, std::ptr::from_ref(&value) as u64);

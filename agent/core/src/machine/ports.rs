@@ -30,8 +30,8 @@ pub(super) struct Port {
     until: Time,
     /// Silent or degraded: why.
     pub verdict: Option<Reason>,
-    /// Silent: since which verdict. What was seen before shows nothing of it.
-    pub silent_since: Time,
+    /// Silent: when the silence of its paths in, and out, began. What came before shows nothing of them.
+    pub silent_since: (Time, Time),
     /// By the losses of its paths it is to blame.
     pub lossy: bool,
     /// Its error counters say that it is bad.
@@ -72,7 +72,7 @@ impl Port {
             since: Time::default(),
             until: Time::default(),
             verdict: None,
-            silent_since: Time::default(),
+            silent_since: Default::default(),
             lossy: false,
             faulty: false,
             clean_since: None,
@@ -318,16 +318,12 @@ impl Machine {
         if from != PortState::Silent {
             self.remember_failure(p, from);
         }
-        let now = self.now;
         let port = &mut self.ports[p];
         port.state = to;
         port.clean_since = None;
         match to {
             PortState::Down => port.forget_verdicts(),
             _ => port.verdict = Some(reason),
-        }
-        if to == PortState::Silent {
-            port.silent_since = now;
         }
     }
 

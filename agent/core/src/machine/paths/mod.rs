@@ -22,7 +22,7 @@
 //!   their senders is a witness that sends; *for not sending* likewise. Where a target has answered at it before, it is not
 //!   blamed before two questions in a row have stayed unanswered, the first of them for i.
 //! - When every port would be silent nobody is blamed.
-//! - Such a port is `Silent` until it is proven to send and to receive by what came after the verdict. Failures are counted and the hold-down is kept as
+//! - Such a port is `Silent` until it is proven to send and to receive by what came after its silence began. Failures are counted and the hold-down is kept as
 //!   for a lost carrier. A port that is silent one way and then the other way too stays silent with the wider reason.
 //! - Loss: by probes sent and arrived in intervals of 1 s or more in which the path wasn't silent, weighted with a
 //!   half-life of 5 s, known after 5 s. *Lossy* is 2 % and more than two probes, *clean* is below 0.5 %. A port is to blame

@@ -157,12 +157,12 @@ pub(super) struct Seat {
 impl Seat {
     pub fn new(port: usize, ifindex: IfIndex, known: &Port) -> Seat {
         let silent = known.state == PortState::Silent;
-        let since = if silent { known.silent_since } else { Time::default() };
+        let (deaf, mute) = if silent { known.silent_since } else { Default::default() };
         Seat {
             port,
             ifindex,
-            receive: Side { since, proven_since: known.receives_since, ..Side::default() },
-            send: Side { since, proven_since: known.sends_since, ..Side::default() },
+            receive: Side { since: deaf, proven_since: known.receives_since, ..Side::default() },
+            send: Side { since: mute, proven_since: known.sends_since, ..Side::default() },
             asked: Asked::default(),
             received: false,
             silent,
@@ -192,6 +192,11 @@ impl Seat {
             (false, true) => Some(Reason::TransmitSilent),
             (false, false) => None,
         }
+    }
+
+    /// When the silence of its paths in, and out, began.
+    pub fn silent_since(&self) -> (Time, Time) {
+        (self.receive.since, self.send.since)
     }
 
     pub fn is_proven(&self) -> bool {

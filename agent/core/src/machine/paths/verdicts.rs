@@ -134,6 +134,11 @@ impl Machine {
         if decision.is_empty() {
             return;
         }
+        for seat in self.survey(segment, look).seats {
+            if decision.ports.iter().any(|&(p, v)| p == seat.port && matches!(v, Verdict::Silent(_))) {
+                self.ports[seat.port].silent_since = seat.silent_since();
+            }
+        }
         let mut changed: Vec<(usize, PortState, Verdict)> =
             decision.ports.iter().map(|&(p, v)| (p, self.set_verdict(p, v), v)).collect();
         changed.sort_by_key(|c| self.ports[c.0].rank()); // the worst gives a common failover its reason
