@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::common::*;
 use crate::ground::{A_WHILE, Ground, TARGETS, config, config_with, lab};
+use crate::restart::replays;
 
 type Fault = Box<dyn Any>;
 
@@ -70,7 +71,7 @@ fn one_port_turns_silent(
     ground.one_failover_since(mark, event["reason"].as_str().unwrap_or_default(), "p0", &moved)?;
     ground.never_claims(&bad, &moved, clock::now() - A_WHILE)?;
     ensure!(ground.watcher.lost() == 0, "the watcher missed frames");
-    Ok(())
+    replays(&ground.agent)
 }
 
 fn three(name: &str, device: Device) -> Result<Ground> {
