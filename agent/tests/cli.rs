@@ -9,9 +9,13 @@ name = "fs1"
 [[port]]
 interface = "eth0"
 segment = "office"
+[[port]]
+interface = "eth1"
+segment = "office"
 [[segment]]
 name = "office"
 subnets = ["10.0.0.0/24"]
+gateway = ["10.0.0.1"]
 [[virtual_server]]
 name = "projects"
 addresses = ["10.0.0.10/24"]
@@ -49,7 +53,7 @@ fn with_places(folder: &Path) -> String {
 fn a_good_file_is_good() {
     let folder = folder();
     let file = write(folder.path(), GOOD);
-    let expected = format!("{file}: good; node fs1 with 1 port, 1 segment, 1 virtual server, 1 address\n");
+    let expected = format!("{file}: good; node fs1 with 2 ports, 1 segment, 1 virtual server, 1 address\n");
     assert_eq!(said(&baton(&["check", &file])), (0, expected.clone(), String::new()));
     assert_eq!(said(&baton(&["--config", &file, "check"])), (0, expected.clone(), String::new()));
     assert_eq!(said(&baton(&["check", "--config", "/nonexistent", &file])), (0, expected, String::new()));
@@ -78,7 +82,7 @@ fn a_bad_file_ends_with_64_and_every_error() {
         let lines: Vec<&str> = err.lines().collect();
         assert_eq!(lines.len(), 2, "{err}");
         assert!(lines[0].starts_with(&format!("{file}:2:1: unknown key in [node]: `nam`")), "{err}");
-        assert!(lines[1].starts_with(&format!("{file}:11:15: ")), "{err}");
+        assert!(lines[1].starts_with(&format!("{file}:15:15: ")), "{err}");
     }
     assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 1, "nothing was made");
 }

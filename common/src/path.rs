@@ -84,6 +84,34 @@ pub struct Path {
 }
 layout!(Path, 328);
 
+impl Path {
+    /// A path that has never been heard, into the port with this MAC address. Of the sender's frames those count that
+    /// come after `sequence`.
+    pub const fn new(incarnation: u64, limit_ns: u64, mac: [u8; 6], sequence: u64) -> Path {
+        Path {
+            incarnation,
+            limit_ns,
+            mac,
+            reserved: 0,
+            armed: 0,
+            heard_ns: 0,
+            silent_ns: 0,
+            probes: 0,
+            echoes: 0,
+            lost: 0,
+            probe_high: sequence,
+            probe_window: 1,
+            echo_high: sequence,
+            echo_window: 1,
+            peer_ns: 0,
+            peer_at_ns: 0,
+            rtt_ns: 0,
+            rtt_sum_ns: 0,
+            rtt: [0; RTT_BUCKETS],
+        }
+    }
+}
+
 /// Key of the hash map `TARGET_KEYS`, whose value is a slot in `TARGETS` (a `u32`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,8 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use baton_common::{
-    PROBE_ETHERTYPE, PROBE_KIND_PROBE, PROBE_VERSION, Path, PathKey, ProbeConfig, ProbeFrame, RTT_BUCKETS,
-    SipKey,
+    PROBE_ETHERTYPE, PROBE_KIND_PROBE, PROBE_VERSION, Path, PathKey, ProbeConfig, ProbeFrame, SipKey,
 };
 use baton_core::{IfIndex, PathSample, ProbePort, Reading, TargetSample, Time};
 use bytes::BytesMut;
@@ -276,27 +275,7 @@ impl Prober {
 
     fn path(&self, to: &ProbePort, sequence: u64) -> Path {
         let interval = self.interval.as_nanos() as u64;
-        Path {
-            incarnation: self.identity.incarnation,
-            limit_ns: 3 * interval + interval / 4,
-            mac: to.mac,
-            reserved: 0,
-            armed: 0,
-            heard_ns: 0,
-            silent_ns: 0,
-            probes: 0,
-            echoes: 0,
-            lost: 0,
-            probe_high: sequence,
-            probe_window: 1,
-            echo_high: sequence,
-            echo_window: 1,
-            peer_ns: 0,
-            peer_at_ns: 0,
-            rtt_ns: 0,
-            rtt_sum_ns: 0,
-            rtt: [0; RTT_BUCKETS],
-        }
+        Path::new(self.identity.incarnation, 3 * interval + interval / 4, to.mac, sequence)
     }
 
     /// All of a path's probes that does not change.

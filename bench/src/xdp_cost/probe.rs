@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use baton::io::kernel::{Kernel, PathTable};
 use baton_common::{
     PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_VERSION, Path, PathKey, ProbeConfig,
-    ProbeFrame, RTT_BUCKETS, SipKey,
+    ProbeFrame, SipKey,
 };
 use hdrhistogram::Histogram;
 
@@ -62,27 +62,7 @@ pub fn measure(kernel: &mut Kernel, frames: u32) -> Result<Vec<Cost>> {
 
 fn enter(table: &mut PathTable) -> Result<()> {
     let key = PathKey { node: PEER, port: PEER_PORT, ifindex: HERE.0 };
-    let path = Path {
-        incarnation: INCARNATION,
-        limit_ns: 60_000_000_000,
-        mac: MAC,
-        reserved: 0,
-        armed: 0,
-        heard_ns: 0,
-        silent_ns: 0,
-        probes: 0,
-        echoes: 0,
-        lost: 0,
-        probe_high: 0,
-        probe_window: 1,
-        echo_high: 0,
-        echo_window: 1,
-        peer_ns: 0,
-        peer_at_ns: 0,
-        rtt_ns: 0,
-        rtt_sum_ns: 0,
-        rtt: [0; RTT_BUCKETS],
-    };
+    let path = Path::new(INCARNATION, 60_000_000_000, MAC, 0);
     table.add_path(key, path)?;
     Ok(())
 }
