@@ -1,4 +1,7 @@
-use baton_core::{Event, EventKind, FailoverKind, NodeView, PortState, PortView, Reason, ServerView, Stage};
+use baton_core::{
+    Event, EventKind, FailoverKind, Finding, NodeView, PathView, PortState, PortView, Reason, SegmentView,
+    ServerView, Stage, TargetView, Watcher,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -33,6 +36,24 @@ fn sample() -> Snapshot {
             rate: 10,
             addresses: Vec::new(),
         }],
+        segments: vec![SegmentView { name: "office".into(), finding: Finding::PathsSilent }],
+        paths: vec![PathView {
+            segment: "office".into(),
+            from: "eth0".into(),
+            to: "eth1".into(),
+            heard: Some(false),
+            heard_ms: Some(1500),
+            loss: Some(0.125),
+            rtt_us: None,
+            echo: None,
+            timer: Watcher::Agent,
+        }],
+        targets: vec![TargetView {
+            segment: "office".into(),
+            port: "eth0".into(),
+            target: "10.0.0.1".parse().expect("an address"),
+            answers: Some(true),
+        }],
         ..Snapshot::default()
     }
 }
@@ -54,7 +75,25 @@ fn published() -> (Publisher, Published) {
         counters,
     };
     publisher.counters.send_replace(Arc::new(vec![vip]));
-    publisher.diagnostics.send_replace(Diagnostics { malformed: 9, ..Default::default() });
+    publisher.diagnostics.send_replace(Diagnostics {
+        malformed: 9,
+        probes_truncated: 10,
+        probes_version: 11,
+        probes_forged: 12,
+        probes_replayed: 13,
+        probes_unknown: 14,
+        ..Default::default()
+    });
+    let mut rtt = [0; RTT_BUCKETS];
+    (rtt[0], rtt[5], rtt[RTT_BUCKETS - 1]) = (1, 2, 4);
+    let (segment, from, to) = ("office".into(), "eth0".into(), "eth1".into());
+    publisher.paths.send_replace(Arc::new(vec![PathStats {
+        segment,
+        from,
+        to,
+        rtt,
+        rtt_sum_ns: 2_500_000_000,
+    }]));
     publisher.dropped_input();
     publisher.dropped_report();
     (publisher, published)
@@ -89,6 +128,22 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_failover_seconds_bucket{le="0.00015",kind="port",stage="announced"} 1"#,
         r#"baton_failover_seconds_count{kind="port",stage="announced"} 1"#,
         r#"baton_failovers_total{kind="port",reason="carrier_lost"} 1"#,
+        r#"baton_path_heard{segment="office",from="eth0",to="eth1"} 0.0"#,
+        r#"baton_path_loss_ratio{segment="office",from="eth0",to="eth1"} 0.125"#,
+        r#"baton_path_rtt_seconds_sum{segment="office",from="eth0",to="eth1"} 2.5"#,
+        r#"baton_path_rtt_seconds_count{segment="office",from="eth0",to="eth1"} 7"#,
+        r#"baton_path_rtt_seconds_bucket{le="0.000001",segment="office",from="eth0",to="eth1"} 1"#,
+        r#"baton_path_rtt_seconds_bucket{le="0.000016",segment="office",from="eth0",to="eth1"} 1"#,
+        r#"baton_path_rtt_seconds_bucket{le="0.000032",segment="office",from="eth0",to="eth1"} 3"#,
+        r#"baton_path_rtt_seconds_bucket{le="+Inf",segment="office",from="eth0",to="eth1"} 7"#,
+        r#"baton_segment_finding{segment="office",finding="whole"} 0.0"#,
+        r#"baton_segment_finding{segment="office",finding="paths_silent"} 1.0"#,
+        r#"baton_target_answers{segment="office",port="eth0",target="10.0.0.1"} 1.0"#,
+        r#"baton_probe_frames_refused_total{reason="truncated"} 10"#,
+        r#"baton_probe_frames_refused_total{reason="version"} 11"#,
+        r#"baton_probe_frames_refused_total{reason="forged"} 12"#,
+        r#"baton_probe_frames_refused_total{reason="replayed"} 13"#,
+        r#"baton_probe_frames_refused_total{reason="unknown"} 14"#,
         "baton_lease_remaining_seconds 0.048",
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",

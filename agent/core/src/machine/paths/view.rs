@@ -31,7 +31,7 @@ impl Machine {
             heard_ms: s.heard.map(|at| look.now.since(at).as_millis() as u64),
             loss: self.watch.losses.share(s),
             rtt_us: s.rtt.map(|rtt| rtt.as_nanos() as f64 / 1e3),
-            echo: (s.echoes > 0).then_some(Watcher::Kernel),
+            echo: echo(s),
             timer: if s.timed { Watcher::Kernel } else { Watcher::Agent },
         })
     }
@@ -51,5 +51,15 @@ impl Machine {
     fn segment_and_name(&self, ifindex: IfIndex) -> Option<(String, String)> {
         let port = &self.ports[self.port_of(ifindex)?];
         Some((port.segment.clone(), port.interface.clone()))
+    }
+}
+
+/// Whose echo a path has. Where the kernel's doesn't come (an adapter without XDP_TX), the agent's own probes bring the
+/// other end's time back, and so there is a round trip all the same.
+fn echo(s: &PathSample) -> Option<Watcher> {
+    match (s.echoes, s.rtt) {
+        (1.., _) => Some(Watcher::Kernel),
+        (0, Some(_)) => Some(Watcher::Agent),
+        (0, None) => None,
     }
 }
