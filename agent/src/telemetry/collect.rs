@@ -162,7 +162,7 @@ impl Collected {
         let mut family =
             encoder.encode_descriptor("baton_path_rtt_seconds", help, None, MetricType::Histogram)?;
         for path in self.published.paths.borrow().iter() {
-            let limit = |k: usize| if k + 1 < RTT_BUCKETS { (1u64 << k) as f64 / 1e6 } else { f64::MAX };
+            let limit = |k: usize| if k + 1 < RTT_BUCKETS { (1u64 << k) as f64 / 1e6 } else { f64::INFINITY };
             let buckets: Vec<(f64, u64)> = path.rtt.iter().enumerate().map(|(k, n)| (limit(k), *n)).collect();
             let labels =
                 [("segment", path.segment.as_str()), ("from", path.from.as_str()), ("to", path.to.as_str())];
