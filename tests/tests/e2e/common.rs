@@ -73,10 +73,19 @@ pub fn serve(lab: &Lab, config: &AgentConfig) -> Result<Agent> {
 }
 
 /// Exactly one hardware address answers; returns the node's port that has it.
+///
+/// A question that nobody answers is asked again: on a busy machine one may come late or be lost, above all at a macvlan,
+/// which hands broadcasts on by a kernel thread of ordinary priority.
 pub fn holder(lab: &Lab, address: IpAddr) -> Result<&Port> {
-    let holders = client(lab)?.holders(address, WINDOW)?;
-    ensure!(holders.len() == 1, "{address} is answered for by {holders:?}");
-    port_of(lab, holders[0])
+    let end = clock::now() + LONG;
+    loop {
+        let holders = client(lab)?.holders(address, WINDOW)?;
+        ensure!(holders.len() <= 1, "{address} is answered for by {holders:?}");
+        if let [holder] = holders[..] {
+            return port_of(lab, holder);
+        }
+        ensure!(clock::now() < end, "nobody answers for {address}");
+    }
 }
 
 pub fn port_of(lab: &Lab, mac: Mac) -> Result<&Port> {
