@@ -117,7 +117,7 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("port {interface} does not exist; waiting for it")
         }
         EventKind::Port { interface, segment, from, to, reason, evidence } => {
-            let reason = reason.map_or_else(String::new, |r| format!(": {}", plain(r)));
+            let reason = reason.map_or_else(String::new, |r| format!(": {}", verdict(r)));
             let evidence = evidence.as_deref().map_or_else(String::new, |e| format!(" [{}]", shown(e)));
             format!("port {interface} ({segment}) {} -> {}{reason}{evidence}", from.word(), to.word())
         }
@@ -190,6 +190,23 @@ fn shown(evidence: &Evidence) -> String {
         .map(|(what, list)| format!("{what}: {}", list.join(", ")))
         .collect();
     if parts.is_empty() { "no evidence".to_owned() } else { parts.join("; ") }
+}
+
+/// What is wrong with a port, behind the word of its state.
+pub(super) fn verdict(reason: Reason) -> String {
+    match reason {
+        Reason::Silent => "no traffic".to_owned(),
+        Reason::ReceiveSilent => "no receive".to_owned(),
+        Reason::TransmitSilent => "no transmit".to_owned(),
+        Reason::Loss => "loses frames".to_owned(),
+        Reason::Errors => "counts errors".to_owned(),
+        Reason::CarrierLost
+        | Reason::AdminDown
+        | Reason::InterfaceGone
+        | Reason::AttachFailed
+        | Reason::PortReturned
+        | Reason::PortFailback => plain(reason),
+    }
 }
 
 fn plain(reason: Reason) -> String {

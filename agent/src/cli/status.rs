@@ -8,6 +8,7 @@ use std::time::Duration;
 use baton_core::{Attachment, PortView};
 
 use super::CliError;
+use super::events::verdict;
 use super::paths;
 use super::text::{Table, Tint, one_line, percent, rate, span, tinted};
 use crate::control::{Request, StatusRequest, ask};
@@ -140,7 +141,7 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
 pub(super) fn state(p: &PortView) -> String {
     match (p.held_ms, p.reason) {
         (Some(ms), _) => format!("{} {}", p.state.word(), span(ms)),
-        (None, Some(reason)) => format!("{}, {}", p.state.word(), reason.word().replace('_', " ")),
+        (None, Some(reason)) => format!("{}, {}", p.state.word(), verdict(reason)),
         (None, None) => p.state.word().to_owned(),
     }
 }

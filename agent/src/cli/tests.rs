@@ -1,4 +1,4 @@
-use baton_core::{EventKind, FailoverKind, PathView, PortState, Reason, Rebinding};
+use baton_core::{EventKind, Evidence, FailoverKind, PathView, PortState, Reason, Rebinding};
 
 use super::events::describe;
 use super::samples::{path, record, status};
@@ -97,6 +97,18 @@ fn events_are_one_line_each() {
     assert_eq!(
         describe(&record(60, port)),
         "1970-01-01 00:01:00.000000Z  port eth0 (office) good -> down: carrier lost"
+    );
+    let silent = EventKind::Port {
+        interface: "eth0".into(),
+        segment: "office".into(),
+        from: PortState::Good,
+        to: PortState::Silent,
+        reason: Some(Reason::ReceiveSilent),
+        evidence: Some(Box::new(Evidence { silent: vec!["eth1>eth0 33 ms".into()], ..Evidence::default() })),
+    };
+    assert_eq!(
+        describe(&record(0, silent)),
+        "1970-01-01 00:00:00.000000Z  port eth0 (office) good -> silent: no receive [silent: eth1>eth0 33 ms]"
     );
     let moves = (1..=5)
         .map(|n| Rebinding {
