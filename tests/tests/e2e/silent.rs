@@ -141,6 +141,13 @@ fn one_of_two_ports_is_dead_and_a_target_tells() -> Result<()> {
     one_port_turns_silent(ground, "silent", |port| keep(port.lose_both()))
 }
 
+/// What clients still send to the other port shows that it receives, so it is this one that doesn't send.
+#[test]
+fn one_of_two_ports_sends_nothing_and_clients_tell() -> Result<()> {
+    let ground = Ground::new("twoc", 2, Device::Veth, &config(2, false))?;
+    one_port_turns_silent(ground, "transmit_silent", |port| keep(port.lose(Direction::FromHost)))
+}
+
 #[test]
 fn two_of_three_ports_are_dead_and_a_target_tells() -> Result<()> {
     let ground = Ground::new("twothree", 3, Device::Veth, &config(3, true))?.with_traffic()?;
@@ -230,8 +237,8 @@ fn a_target_is_gone_and_the_ports_are_fine() -> Result<()> {
     ground.carrier_everywhere()
 }
 
-/// With two ports and nobody else to ask it can't be told whether one does not send or the other does not receive. A
-/// clients' service at the port that is really dead is lost until somebody looks; the other's goes on.
+/// With two ports and nobody else to ask it can't be told whether one does not send or the other does not receive.
+/// What clients had at the port that is really dead is lost until somebody looks; the other's goes on.
 #[test]
 fn one_of_two_ports_is_half_dead_and_nobody_can_tell() -> Result<()> {
     let ground = Ground::new("undecided", 2, Device::Veth, &config(2, false))?;
