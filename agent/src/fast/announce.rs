@@ -24,9 +24,7 @@ pub struct Announcer {
 impl Announcer {
     /// Opens the packet socket; it receives nothing.
     pub fn open() -> io::Result<Announcer> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        Ok(Announcer { socket, macs: HashMap::new(), frame: BytesMut::with_capacity(128) })
+        Ok(Announcer { socket: packet_socket()?, macs: HashMap::new(), frame: BytesMut::with_capacity(128) })
     }
 
     /// Sets the MAC address of a port.
@@ -67,6 +65,12 @@ impl Announcer {
         sendto(self.socket.as_raw_fd(), &self.frame, &to, MsgFlags::empty())?;
         Ok(())
     }
+}
+
+/// A packet socket that receives nothing.
+pub(super) fn packet_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(AddressFamily::Packet, SockType::Raw, flags, None)?)
 }
 
 pub(super) fn link_address(ifindex: IfIndex) -> io::Result<LinkAddr> {
@@ -116,20 +120,33 @@ pub fn gratuitous_arp(frame: &mut BytesMut, mac: [u8; 6], address: Ipv4Addr, for
 pub fn neighbour_advertisement(frame: &mut BytesMut, mac: [u8; 6], address: Ipv6Addr) {
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     ethernet(frame, [0x33, 0x33, 0, 0, 0, 1], mac, 0x86dd);
+    // The override flag; target link-layer address.
+    neighbour_message(frame, (address, all_nodes), (136, 0x2000_0000), address, (2, mac));
+}
+
+/// Writes a neighbour message with one link-layer address option behind the Ethernet header (RFC 4861, 4.3, 4.4, 4.6.1):
+/// IPv6 source and destination, type and flags, target, type of the option and its address.
+pub(super) fn neighbour_message(
+    frame: &mut BytesMut,
+    (source, destination): (Ipv6Addr, Ipv6Addr),
+    (kind, flags): (u8, u32),
+    target: Ipv6Addr,
+    (option, mac): (u8, [u8; 6]),
+) {
     let mut body = BytesMut::with_capacity(32);
-    body.put_slice(&[136, 0, 0, 0]); // type, code, checksum to come
-    body.put_u32(0x2000_0000); // override
-    body.put_slice(&address.octets());
-    body.put_slice(&[2, 1]); // target link-layer address, 8 bytes
+    body.put_slice(&[kind, 0, 0, 0]); // code, checksum to come
+    body.put_u32(flags);
+    body.put_slice(&target.octets());
+    body.put_slice(&[option, 1]); // eight bytes
     body.put_slice(&mac);
-    let sum = icmpv6_checksum(address, all_nodes, &body);
+    let sum = icmpv6_checksum(source, destination, &body);
     body[2..4].copy_from_slice(&sum.to_be_bytes());
 
     frame.put_u32(0x6000_0000);
     frame.put_u16(body.len() as u16);
     frame.put_slice(&[58, 255]); // ICMPv6; the hop limit must be 255
-    frame.put_slice(&address.octets());
-    frame.put_slice(&all_nodes.octets());
+    frame.put_slice(&source.octets());
+    frame.put_slice(&destination.octets());
     frame.put_slice(&body);
 }
 

@@ -309,8 +309,11 @@ impl Driver {
         if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Wake) {
             return; // changes none
         }
-        if let Err(e) = self.prober.set_ports(self.machine.probe_ports()) {
-            tracing::error!("probing between ports: {e}");
+        match self.prober.set_ports(self.machine.probe_ports()) {
+            // Perhaps there is nothing left to probe, and so no other reading.
+            Ok(true) => self.pending.push_back(Input::Paths(self.prober.read().clone())),
+            Ok(false) => {}
+            Err(e) => tracing::error!("probing between ports: {e}"),
         }
     }
 

@@ -14,10 +14,10 @@ use baton_common::{
 };
 use baton_core::{IfIndex, PathSample, ProbePort, Reading, TargetSample, Time};
 use bytes::BytesMut;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+use nix::sys::socket::{MsgFlags, sendto};
 use tokio::sync::watch;
 
-use super::announce::link_address;
+use super::announce::{link_address, packet_socket};
 use super::metronome::Metronome;
 use super::solicit::question;
 use super::{FastError, now};
@@ -183,14 +183,14 @@ impl Prober {
     }
 
     /// Probes between these ports from now on. Paths between ports that were there before, with the same MAC addresses,
-    /// go on.
+    /// go on. Returns whether anything has changed.
     ///
     /// # Errors
     ///
     /// The path table refuses; the timer can't be set.
-    pub fn set_ports(&mut self, ports: Vec<ProbePort>) -> Result<(), FastError> {
+    pub fn set_ports(&mut self, ports: Vec<ProbePort>) -> Result<bool, FastError> {
         if ports == self.ports {
-            return Ok(());
+            return Ok(false);
         }
         let stays = |ifindex: IfIndex| {
             let both = [&ports, &self.ports].map(|list| list.iter().find(|p| p.ifindex == ifindex));
@@ -211,7 +211,8 @@ impl Prober {
             self.add_port(index)?;
         }
         self.named.send_replace(self.names());
-        self.set_timer()
+        self.set_timer()?;
+        Ok(true)
     }
 
     fn key(&self, from: IfIndex, to: IfIndex) -> PathKey {
@@ -443,12 +444,6 @@ impl Prober {
         reading.unicast.extend(ports.iter().filter_map(|p| Some((p.ifindex, stamps.unicast(p.ifindex)?))));
         reading
     }
-}
-
-/// A socket that receives nothing.
-fn packet_socket() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket(AddressFamily::Packet, SockType::Raw, flags, None)?)
 }
 
 /// Lets a packet socket send past queueing disciplines, and so past captures (packet(7)).

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::{BufMut, BytesMut};
 
-use super::announce::{BROADCAST, MIN_FRAME, ethernet, icmpv6_checksum};
+use super::announce::{BROADCAST, MIN_FRAME, ethernet, neighbour_message};
 
 /// Writes the question who has `target`, to everybody or to the host that had it (RFC 1122, 2.3.2.1).
 pub fn question(frame: &mut BytesMut, mac: [u8; 6], target: IpAddr, to: Option<[u8; 6]>) {
@@ -35,19 +35,8 @@ fn neighbour_solicitation(frame: &mut BytesMut, mac: [u8; 6], target: Ipv6Addr, 
         None => (group, [0x33, 0x33, 0xff, a, b, c]),
     };
     ethernet(frame, to, mac, 0x86dd);
-    let mut body = [0u8; 32];
-    body[0] = 135;
-    body[8..24].copy_from_slice(&target.octets());
-    body[24..26].copy_from_slice(&[1, 1]); // source link-layer address, eight bytes
-    body[26..].copy_from_slice(&mac);
-    let sum = icmpv6_checksum(source, destination, &body);
-    body[2..4].copy_from_slice(&sum.to_be_bytes());
-    frame.put_u32(0x6000_0000);
-    frame.put_u16(body.len() as u16);
-    frame.put_slice(&[58, 255]); // ICMPv6; the hop limit must be 255
-    frame.put_slice(&source.octets());
-    frame.put_slice(&destination.octets());
-    frame.put_slice(&body);
+    // Source link-layer address.
+    neighbour_message(frame, (source, destination), (135, 0), target, (1, mac));
 }
 
 /// The link-local address with the modified EUI-64 of a MAC address (RFC 4291, appendix A).
@@ -58,6 +47,7 @@ fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
+    use super::super::announce::icmpv6_checksum;
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use baton_common::SipKey;
 
+use crate::io::kernel::name_hash;
+
 /// File name in the state directory.
 pub const FILE: &str = "probe.key";
 /// Digits of a key.
@@ -86,9 +88,10 @@ fn make(path: &Path) -> io::Result<SipKey> {
     Ok(SipKey::from_bytes(bytes))
 }
 
-/// The number that stands for a node in probe frames: FNV-1a of its name, 32 bits (draft-eastlake-fnv).
+/// The number that stands for a node in probe frames: a hash of its name.
 pub fn node_number(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    let hash = name_hash(name);
+    (hash >> 32) as u32 ^ hash as u32
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(super) struct Sampler {
 }
 
 /// The counters at one time.
-struct Reading {
+struct Counted {
     at: Instant,
     bytes: HashMap<IpAddr, u64>,
     errors: BTreeMap<IfIndex, LinkErrors>,
@@ -59,7 +59,7 @@ impl Sampler {
 
     /// Ends when core is gone.
     pub(super) async fn run(mut self) {
-        let mut last: Option<Reading> = None;
+        let mut last: Option<Counted> = None;
         let mut failing = false;
         loop {
             let read = self.reader.read();
@@ -77,8 +77,8 @@ impl Sampler {
                     self.publish(read);
                     self.publish_paths();
                     let errors = errors(&self.interfaces);
-                    let reading = Reading { at: now, bytes, errors };
-                    if let Some(before) = last.replace(reading)
+                    let counted = Counted { at: now, bytes, errors };
+                    if let Some(before) = last.replace(counted)
                         && let Some(after) = &last
                     {
                         let sample = Sample {

@@ -261,6 +261,18 @@ fn one_of_two_ports_is_half_dead_and_nobody_can_tell() -> Result<()> {
     })
 }
 
+/// With one port left there is nothing to watch, and nobody is shown what was true before.
+#[test]
+fn one_port_is_left() -> Result<()> {
+    let ground = Ground::new("left", 2, Device::Veth, &config(2, false))?;
+    ground.port("p1")?.cut()?;
+    ground.wait_finding("unknown")?;
+    let paths = ground.agent.status()?["paths"].clone();
+    ensure!(paths.as_array().is_some_and(Vec::is_empty), "{paths}");
+    ground.port("p1")?.restore()?;
+    ground.wait_finding("whole")
+}
+
 /// An agent that comes back while a port is silent leaves it alone, however it ended.
 #[test]
 fn the_agent_returns_while_a_port_is_silent() -> Result<()> {

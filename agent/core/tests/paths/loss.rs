@@ -44,7 +44,7 @@ fn a_port_that_loses_what_it_receives_is_degraded_until_it_has_been_clean() {
         panic!("{kinds:?}");
     };
     assert_eq!(*reason, Some(Reason::Loss));
-    let loss = &evidence.as_ref().unwrap().loss;
+    let loss = &evidence.as_ref().expect("evidence").loss;
     assert_eq!(loss.len(), 6, "{loss:?}");
     assert!(
         loss[0].starts_with("a>b 0.0 %") && loss[2].starts_with("b>a ") && loss[2] != "b>a 0.0 %",
@@ -54,7 +54,8 @@ fn a_port_that_loses_what_it_receives_is_degraded_until_it_has_been_clean() {
     assert!(!net.bound().contains(&0));
     let view = net.machine.snapshot(net.now);
     assert_eq!(view.ports[0].reason, Some(Reason::Loss));
-    let loss = view.paths.iter().find(|p| p.from == "b" && p.to == "a").unwrap().loss.unwrap();
+    let loss =
+        view.paths.iter().find(|p| p.from == "b" && p.to == "a").and_then(|p| p.loss).expect("a known loss");
     assert!((0.02..0.06).contains(&loss), "{loss}");
 
     net.truth.loses.clear();
@@ -141,7 +142,7 @@ fn a_port_that_counts_errors_is_degraded_until_it_has_been_clean() {
         panic!("{kinds:?}");
     };
     assert_eq!(*reason, Some(Reason::Errors));
-    assert_eq!(evidence.as_ref().unwrap().loss, ["a receive errors 3.0 %"]);
+    assert_eq!(evidence.as_ref().expect("evidence").loss, ["a receive errors 3.0 %"]);
     assert_eq!(net.bound(), [1, 1]);
     for _ in 0..5 {
         net.pass(seconds(1));
@@ -167,7 +168,7 @@ fn errors_of_what_is_sent_count_too() {
         EventKind::Port { evidence, .. } => evidence.clone(),
         _ => None,
     });
-    assert_eq!(evidence.unwrap().loss, ["a transmit errors 10.0 %"]);
+    assert_eq!(evidence.expect("evidence").loss, ["a transmit errors 10.0 %"]);
 }
 
 #[test]
@@ -191,7 +192,9 @@ fn a_held_port_that_counts_errors_becomes_degraded_and_not_good() {
     assert_eq!(states(&net)[0], PortState::Held);
     let kinds = events(&net.pass(seconds(2)));
     let port = kinds.iter().find_map(|k| match k {
-        EventKind::Port { to, reason, evidence, .. } => Some((*to, *reason, evidence.clone().unwrap().loss)),
+        EventKind::Port { to, reason, evidence, .. } => {
+            Some((*to, *reason, evidence.clone().expect("evidence").loss))
+        }
         _ => None,
     });
     let errors = vec!["a receive errors 10.0 %".to_string()];

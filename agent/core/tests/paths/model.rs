@@ -17,7 +17,7 @@ pub const INTERVAL: Duration = Duration::from_millis(10);
 const ROUTINE: Duration = Duration::from_secs(1);
 
 pub fn ip(s: &str) -> IpAddr {
-    s.parse().unwrap()
+    s.parse().expect("an address")
 }
 
 pub fn ifindex(p: usize) -> IfIndex {
@@ -77,7 +77,7 @@ fn config(ports: usize, targets: bool, interval: Duration) -> Config {
         timing: Timing { probe_interval: interval, announce_repeat: vec![], ..Timing::default() },
         segments: vec![Segment {
             name: "office".into(),
-            subnets: vec!["10.0.0.0/24".parse().unwrap()],
+            subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],
             gateway: vec![],
             probe_targets: if targets { vec![ip(TARGET)] } else { vec![] },
             port_failback: PortFailback::Stay,
@@ -86,7 +86,9 @@ fn config(ports: usize, targets: bool, interval: Duration) -> Config {
             name: "s".into(),
             priority: 100,
             migrate: true,
-            addresses: (0..ports).map(|p| format!("10.0.0.{}/24", 10 + p).parse().unwrap()).collect(),
+            addresses: (0..ports)
+                .map(|p| format!("10.0.0.{}/24", 10 + p).parse().expect("an address"))
+                .collect(),
         }],
     }
 }
@@ -298,8 +300,8 @@ impl Net {
     /// Where the addresses are: the number of a port for each.
     pub fn bound(&self) -> Vec<usize> {
         let view = self.machine.snapshot(self.now);
-        let number = |n: &str| NAMES.iter().position(|x| *x == n).unwrap();
-        view.virtual_servers[0].addresses.iter().map(|a| number(a.port.as_deref().unwrap())).collect()
+        let number = |n: &str| NAMES.iter().position(|x| *x == n).expect("a port of the model");
+        view.virtual_servers[0].addresses.iter().map(|a| number(a.port.as_deref().expect("bound"))).collect()
     }
 
     pub fn failovers(&self) -> u64 {

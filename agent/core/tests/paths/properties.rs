@@ -144,7 +144,7 @@ impl Tale {
             if *to != PortState::Silent || *from == PortState::Silent {
                 continue;
             }
-            let p = NAMES.iter().position(|n| n == interface).unwrap();
+            let p = NAMES.iter().position(|n| n == interface).expect("a port of the model");
             let (deaf, mute) = (self.lately(self.deaf[p]), self.lately(self.mute[p]));
             let has_target = self.net.has_target() && !self.lately(self.no_target);
             assert!(deaf || mute || !has_target, "{interface} answers its target");
@@ -247,8 +247,8 @@ proptest! {
         story.iter().for_each(|h| tale.happens(h));
         let mut again = Machine::new();
         for (now, input, effects) in &tale.net.told {
-            let text = serde_json::to_string(&(now, input)).unwrap();
-            let (now, input): (Time, Input) = serde_json::from_str(&text).unwrap();
+            let text = serde_json::to_string(&(now, input)).expect("an input is written");
+            let (now, input): (Time, Input) = serde_json::from_str(&text).expect("and read again");
             prop_assert_eq!(&again.handle(now, input), effects);
         }
         prop_assert_eq!(&again, &tale.net.machine);

@@ -283,7 +283,7 @@ fn a_flapping_port_is_held_ever_longer_and_moves_addresses_once() {
         assert_eq!(net.states()[0].0, PortState::Silent);
         (net.truth.sends[0], net.truth.receives[0]) = (true, true);
         net.next_effects();
-        held.push(net.machine.snapshot(net.now).ports[0].held_ms.unwrap() / 1000);
+        held.push(net.machine.snapshot(net.now).ports[0].held_ms.expect("held") / 1000);
     }
     assert_eq!((held, net.failovers()), (vec![1, 2, 4, 8], 1));
 }
@@ -306,7 +306,7 @@ fn a_silent_port_is_the_last_resort() {
     net.set_carrier(1, false);
     assert_eq!(net.bound(), [0, 0]);
     let stranded = |e: &EventKind| matches!(e, EventKind::Stranded { .. });
-    assert!(events(&net.told.last().unwrap().2).iter().any(stranded));
+    assert!(events(&net.told.last().expect("told").2).iter().any(stranded));
     net.pass(Duration::from_millis(100));
     assert_eq!((net.finding(), net.states()[0]), (Finding::Unknown, silent(Reason::Silent)));
     let told = |net: &Net, what: fn(&EventKind) -> bool| {

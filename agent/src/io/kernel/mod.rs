@@ -32,6 +32,7 @@ pub use error::KernelError;
 pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
 pub use reports::{Report, Reports};
 
+pub use registry::hash as name_hash;
 use registry::{Addresses, Servers};
 
 /// The compiled kernel programs.

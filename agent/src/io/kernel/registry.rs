@@ -239,7 +239,7 @@ impl Servers {
 }
 
 /// FNV-1a, 64 bits (draft-eastlake-fnv), never 0. It is kept in pinned maps, so it must be the same in every version.
-pub(super) fn hash(name: &str) -> u64 {
+pub fn hash(name: &str) -> u64 {
     const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     name.bytes().fold(OFFSET_BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME)).max(1)
