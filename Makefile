@@ -86,7 +86,7 @@ bench: setup-bench
 	$(CARGO) build --locked --release --workspace
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
 	target/release/baton-bench scale --json bench/out/scale.json
-	target/release/baton-bench silent-port --json bench/out/silent-port.json
+	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 
 # A stable compiler will do, without sanitizers: what is fuzzed is without allocation.
