@@ -96,6 +96,9 @@ impl Gap {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Nothing more is sent.
+    quiet: AtomicBool,
+    /// Nothing more is received.
     stop: AtomicBool,
     result: Mutex<ProbeResult>,
 }
@@ -155,13 +158,25 @@ impl Probe {
         })
     }
 
-    /// Stops and returns what it has seen.
+    /// Sends nothing more, waits up to `limit` for the replies that are under way, and returns what it has seen.
+    pub fn drain(mut self, limit: Duration) -> ProbeResult {
+        self.shared.quiet.store(true, Ordering::Relaxed);
+        if !self.threads.is_empty() {
+            let _ = self.threads.remove(0).join(); // the sender; a panic has been printed already
+        }
+        // What is still missing then is lost.
+        let _ = crate::host::wait_until("the last replies", limit, || lock(&self.shared).lost() == 0);
+        self.stop()
+    }
+
+    /// Stops and returns what it has seen; replies that are under way are lost.
     pub fn stop(mut self) -> ProbeResult {
         self.join();
         std::mem::take(&mut *lock(&self.shared))
     }
 
     fn join(&mut self) {
+        self.shared.quiet.store(true, Ordering::Relaxed);
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             // A panic of the thread has been printed already.
@@ -253,7 +268,7 @@ fn echo(socket: &UdpSocket, stop: &AtomicBool, echoed: &AtomicU64) {
 fn send(socket: &UdpSocket, target: SocketAddr, interval: Duration, shared: &Shared) {
     let mut next = clock::now();
     let mut number: u64 = 0;
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.quiet.load(Ordering::Relaxed) {
         clock::sleep_until(next);
         let at = clock::now();
         // Fails while there is no route; counted as sent and lost.

@@ -77,16 +77,10 @@ fn restarts_without_loss(
         }
     }
     for (address, echo, probe) in streams {
-        wait_until("every reply", LONG, || {
-            let result = probe.result();
-            result.lost() <= 1 // one may be under way
-        })?;
-        let result = probe.stop();
+        let result = probe.drain(LONG);
         let sent = result.sent.len() as u64;
-        // The one that was under way when it stopped may have missed the receiver, not the echo.
-        ensure!(result.lost() <= 1, "{address}: {} of {sent} lost", result.lost());
-        // A reply that was under way to the closed socket draws an ICMP error, one packet more to the address.
-        let all = |(rx, tx): (u64, u64)| (sent..=sent + 1).contains(&rx) && tx == echo.echoed();
+        ensure!(result.lost() == 0, "{address}: {} of {sent} lost", result.lost());
+        let all = |counted: (u64, u64)| counted == (sent, sent);
         wait_until("every packet counted", LONG, || packets(&agent, address).is_some_and(all)).map_err(
             |e| {
                 anyhow::anyhow!(
