@@ -18,8 +18,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BPF_LINKER_VERSION := 0.13.0
 # What the build needs; then what only the tests, the lints and the benchmarks need.
-PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2
-TEST_PACKAGES := iputils-ping
+PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
+TEST_PACKAGES := iputils-ping etcd-server etcd-client
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -57,7 +57,7 @@ setup-lint: setup
 	$(if $(shell $(CARGO) clippy --version 2>/dev/null),,$(call install,$(LINT_PACKAGES)))
 
 # Debian starts keepalived when it is installed; the benchmark runs one of its own, in the lab.
-setup-bench: setup-bench
+setup-bench: setup
 	$(call install,$(BENCH_PACKAGES))
 	@systemctl disable --now keepalived >/dev/null 2>&1 || true
 

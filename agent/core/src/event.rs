@@ -266,6 +266,18 @@ pub enum Reason {
     PortReturned,
     /// A port is good again and takes its share (`port_failback = "spread"`).
     PortFailback,
+    /// A majority calls the owner dead.
+    NodeDead,
+    /// The owner has no usable port left in a segment of the virtual server.
+    NoGoodPort,
+    /// The owner is to be empty.
+    Drain,
+    /// An administrator wants it there.
+    Administrator,
+    /// A preferred node is back.
+    Failback,
+    /// Nobody ever owned it.
+    First,
 }
 
 impl Reason {
@@ -283,6 +295,12 @@ impl Reason {
             Reason::Errors => "errors",
             Reason::PortReturned => "port_returned",
             Reason::PortFailback => "port_failback",
+            Reason::NodeDead => "node_dead",
+            Reason::NoGoodPort => "no_good_port",
+            Reason::Drain => "drain",
+            Reason::Administrator => "administrator",
+            Reason::Failback => "failback",
+            Reason::First => "first",
         }
     }
 }

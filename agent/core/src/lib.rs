@@ -6,6 +6,7 @@
 //!
 //! This crate must not do input or output of any kind.
 
+pub mod cluster;
 pub mod config;
 mod effect;
 mod event;

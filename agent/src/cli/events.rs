@@ -205,7 +205,13 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::InterfaceGone
         | Reason::AttachFailed
         | Reason::PortReturned
-        | Reason::PortFailback => plain(reason),
+        | Reason::PortFailback
+        | Reason::NodeDead
+        | Reason::NoGoodPort
+        | Reason::Drain
+        | Reason::Administrator
+        | Reason::Failback
+        | Reason::First => plain(reason),
     }
 }
 

@@ -72,15 +72,48 @@ pub struct AgentConfig {
 pub struct StoreConfig {
     /// Kind of store.
     pub kind: StoreKind,
-    /// File of the embedded database; absolute.
+    /// File of the embedded database, which holds what is this node's alone also where the rest is in etcd; absolute.
     pub path: PathBuf,
 }
 
 /// Kind of store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreKind {
     /// The embedded database of one node.
     File,
+    /// An etcd cluster.
+    Etcd(EtcdConfig),
+}
+
+/// How etcd is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EtcdConfig {
+    /// `[cluster] name`: all keys are below `/baton/<name>/`.
+    pub cluster: String,
+    /// Client URLs, like `http://127.0.0.1:2379`: the local member first.
+    pub endpoints: Vec<String>,
+    /// `https` only: whom to trust, and who this client is.
+    pub tls: Option<EtcdTls>,
+    /// User and password.
+    pub credentials: Option<EtcdCredentials>,
+}
+
+/// PEM files; absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// Certificate of the authority that has signed the servers' certificates.
+    pub ca: PathBuf,
+    /// This client's certificate and key, where the servers ask for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// A user of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdCredentials {
+    /// Name.
+    pub user: String,
+    /// File with the password; absolute.
+    pub password_file: PathBuf,
 }
 
 /// `[control]`.

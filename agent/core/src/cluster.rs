@@ -1,0 +1,193 @@
+//! What the nodes of a cluster share through the store, as plain values. `lease.md` in the words of this module: a
+//! [`Members`] is a version of the member list (rule R10), a [`Record`] is an owner record (R5, R6, R7, R9).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Reason;
+
+/// One version of the member list, and the times that belong to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// Counts up from 1 with every change.
+    pub version: u32,
+    /// Time between two probes of a path; 1 ms to 1 s.
+    pub probe_interval: Duration,
+    /// How long a grant lasts: L.
+    pub lease: Duration,
+    /// What rounding, and queueing behind the kernel programs, may take.
+    pub slack: Duration,
+    /// By how many parts in a million the rates of two nodes' clocks may differ: rho.
+    pub rho_ppm: u32,
+    /// The members, sorted by name.
+    pub nodes: Vec<Member>,
+}
+
+/// A member: a node with a vote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Name of the node.
+    pub name: String,
+    /// Its place in every node's tables, below `baton_common::MAX_MEMBERS`; kept for as long as it is a member.
+    pub slot: u8,
+}
+
+impl Members {
+    /// How many members are a majority.
+    pub fn majority(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// D: how long nothing may have been heard before a member is called dead; L(1 + rho) + slack.
+    pub fn silence(&self) -> Duration {
+        self.lease + self.lease * self.rho_ppm / 1_000_000 + self.slack
+    }
+
+    /// The member of this name.
+    pub fn get(&self, name: &str) -> Option<&Member> {
+        self.nodes.iter().find(|m| m.name == name)
+    }
+}
+
+/// Who owns a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Name of the node.
+    pub node: String,
+    /// Its incarnation when it wrote this.
+    pub incarnation: u64,
+    /// Version of the member list that its lease is counted in, and verdicts against it.
+    pub members: u32,
+    /// How often ownership has changed hands, this take included.
+    pub epoch: u64,
+    /// Set: the node has released the virtual server, and serves it no more.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub released: Option<Release>,
+}
+
+/// A release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Who is to take it. Others do only when it is dead, or lets a while go by.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+    /// Why it was released.
+    pub reason: Reason,
+}
+
+/// What a node tells of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// It has a vote and takes no virtual servers.
+    pub witness: bool,
+    /// Its ports.
+    pub ports: Vec<NodePort>,
+}
+
+/// A port of a node, for the others to probe.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodePort {
+    /// Its number in probe frames: its interface index.
+    pub number: u32,
+    /// Its interface.
+    pub interface: String,
+    /// Its segment.
+    pub segment: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Clients can be served by it, as far as is known.
+    pub usable: bool,
+}
+
+/// One key of the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// The member list.
+    Members(Members),
+    /// What a node tells of itself; `None`: the key is gone.
+    Node(String, Option<NodeRecord>),
+    /// The highest incarnation ever allotted to a node.
+    Incarnation(String, u64),
+    /// An owner record, by virtual server; `None`: it never had an owner.
+    Record(String, Option<Record>),
+    /// An administrator wants this node to be empty.
+    Drain(String, bool),
+    /// An administrator wants this virtual server to go to that node; `None`: no longer.
+    Move(String, Option<String>),
+    /// The generation of the definitions that is in force.
+    Generation(u64),
+}
+
+/// A key of the store, as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoreChange {
+    /// The revision that it was last changed in (etcd: mod_revision; of a key that is gone, that of its removal).
+    pub revision: u64,
+    /// The key and its value.
+    pub entry: Entry,
+}
+
+/// What the store tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreInput {
+    /// Every key there is, read linearizably. Keys known before that aren't among them are gone.
+    All(Vec<StoreChange>),
+    /// Keys that have changed, in the order of their revisions.
+    Changed(Vec<StoreChange>),
+    /// Our own write of an owner record succeeded (rule R6).
+    Written {
+        /// The virtual server.
+        server: String,
+        /// What was written.
+        record: Record,
+        /// The revision that it has now.
+        revision: u64,
+    },
+    /// Our own write failed, or its outcome is not known: this is what the store held afterwards, read linearizably.
+    NotWritten {
+        /// The virtual server.
+        server: String,
+        /// Its record and the revision of that.
+        current: Option<(Record, u64)>,
+    },
+    /// An incarnation was allotted to this node.
+    Incarnation(u64),
+    /// Requests are answered, or not: no member of the store with a leader can be reached.
+    Reachable(bool),
+}
+
+/// What is asked of the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreRequest {
+    /// Write an owner record if the key still has this revision (0: it must not exist). Answered by
+    /// [`StoreInput::Written`], [`StoreInput::NotWritten`], or, when the store can't be reached, by
+    /// [`crate::Input::Failed`].
+    Write {
+        /// The virtual server.
+        server: String,
+        /// The revision.
+        expected: u64,
+        /// The record.
+        record: Record,
+    },
+    /// Allot this node an incarnation higher than all before and than `above`. Answered by [`StoreInput::Incarnation`].
+    NewIncarnation {
+        /// See there.
+        above: u64,
+    },
+    /// Tell the others of this node. The latest is what counts; it is sent again until it is there.
+    Publish(NodeRecord),
+    /// The administrator's wish is fulfilled, or can't be: remove it, if it still has this revision.
+    MoveDone {
+        /// The virtual server.
+        server: String,
+        /// The revision.
+        revision: u64,
+    },
+}
