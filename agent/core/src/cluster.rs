@@ -157,6 +157,9 @@ pub enum StoreInput {
     },
     /// An incarnation was allotted to this node.
     Incarnation(u64),
+    /// A request was not carried out, and never will be; or, a write of an owner record, may have been or may yet be: the
+    /// store can't be reached.
+    Failed(StoreRequest, String),
     /// Requests are answered, or not: no member of the store with a leader can be reached.
     Reachable(bool),
 }
@@ -166,8 +169,7 @@ pub enum StoreInput {
 #[serde(rename_all = "snake_case")]
 pub enum StoreRequest {
     /// Write an owner record if the key still has this revision (0: it must not exist). Answered by
-    /// [`StoreInput::Written`], [`StoreInput::NotWritten`], or, when the store can't be reached, by
-    /// [`crate::Input::Failed`].
+    /// [`StoreInput::Written`], [`StoreInput::NotWritten`] or [`StoreInput::Failed`].
     Write {
         /// The virtual server.
         server: String,
@@ -176,7 +178,7 @@ pub enum StoreRequest {
         /// The record.
         record: Record,
     },
-    /// Allot this node an incarnation higher than all before and than `above`. Answered by [`StoreInput::Incarnation`].
+    /// Allot this node an incarnation higher than all before and than `above`. Answered by [`StoreInput::Incarnation`] or [`StoreInput::Failed`].
     NewIncarnation {
         /// See there.
         above: u64,
