@@ -77,7 +77,7 @@ impl Case {
             Self::Dropped => (2, LEASE_ENDLESS),
             Self::NotOurs | Self::Ours | Self::Redirected => (1, LEASE_ENDLESS),
         };
-        Lease { incarnation, deadline_ns }
+        Lease::until(incarnation, deadline_ns)
     }
 }
 

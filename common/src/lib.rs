@@ -11,6 +11,7 @@ mod claim;
 mod counters;
 mod lease;
 mod path;
+mod peer;
 mod probe;
 mod server;
 mod siphash;
@@ -18,21 +19,22 @@ mod vip;
 
 pub use claim::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
 pub use counters::{Counters, Diagnostics};
-pub use lease::{LEASE_ENDLESS, Lease};
+pub use lease::{AgentPromise, LEASE_ENDLESS, Lease, Locked, MAX_MEMBERS};
 pub use path::{
     MAX_PATHS, MAX_SEEN, MAX_TARGETS, Path, PathKey, ProbeConfig, RTT_BUCKETS, Seen, Silence, Target,
     TargetKey,
 };
+pub use peer::{Condemn, Peer, Verdict};
 pub use probe::{
-    PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, PROBE_VERSION, ProbeFrame,
-    ProbeRefused, parse_probe,
+    PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, PROBE_REFUSES, PROBE_VERSION,
+    ProbeFrame, ProbeRefused, parse_probe,
 };
 pub use server::Server;
 pub use siphash::{SipKey, siphash24};
 pub use vip::{BUCKETS, MAX_CHAIN, Vip, bucket4, bucket6};
 
 /// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Most virtual IPs that one node can serve, both families together; also the number of counter slots.
 pub const MAX_VIPS: u32 = 16_384;

@@ -43,14 +43,15 @@ layout!(PathKey, 12);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Set by the agent: the incarnation that the sender must have.
+    /// The incarnation that the sender must have; set by the agent, and raised by `port_rx` when another member comes with
+    /// a higher one.
     pub incarnation: u64,
     /// Set by the agent: the path is silent when it has not been heard for this long, nanoseconds.
     pub limit_ns: u64,
     /// Set by the agent: MAC address of the receiving port.
     pub mac: [u8; 6],
-    /// Not used.
-    pub reserved: u16,
+    /// Set by the agent: one more than the slot of the member that the sending port belongs to; 0: it is this node's own.
+    pub member: u16,
     /// Timer armed: 1.
     pub armed: u64,
     /// When the last probe or echo came, boot-time clock in nanoseconds; 0: never.
@@ -92,7 +93,7 @@ impl Path {
             incarnation,
             limit_ns,
             mac,
-            reserved: 0,
+            member: 0,
             armed: 0,
             heard_ns: 0,
             silent_ns: 0,
@@ -153,7 +154,7 @@ pub struct Seen {
 }
 layout!(Seen, 16);
 
-/// Record of the ring buffer `EVENTS`: a path has not been heard for its limit. Told from a [`crate::Claim`] by its length.
+/// Record of the ring buffer `EVENTS`: a path has not been heard for its limit. Told from other records by its length.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {

@@ -25,14 +25,14 @@ fn frame() -> ProbeFrame {
         returned_ns: [0; 8],
         held_ns: [0; 4],
         returned_incarnation: [0; 4],
-        tag: [0; 8],
+        ..ProbeFrame::default()
     };
     frame.seal(SipKey::from_bytes(KEY));
     frame
 }
 
 fn bytes(frame: &ProbeFrame) -> [u8; PROBE_LENGTH] {
-    // SAFETY: the frame is 72 bytes without padding.
+    // SAFETY: the frame is 112 bytes without padding.
     unsafe { std::mem::transmute(*frame) }
 }
 
@@ -50,8 +50,8 @@ fn the_hash_is_siphash_2_4() {
 fn the_tag_covers_the_whole_frame() {
     let whole = bytes(&frame());
     let mut theirs = SipHasher24::new_with_key(&KEY);
-    theirs.write(&whole[..64]);
-    assert_eq!(whole[64..], theirs.finish().to_le_bytes());
+    theirs.write(&whole[..104]);
+    assert_eq!(whole[104..], theirs.finish().to_le_bytes());
     assert_eq!(parse_probe(&whole, SipKey::from_bytes(KEY)), Ok(frame()));
     for bit in 0..PROBE_LENGTH * 8 {
         let mut damaged = whole;

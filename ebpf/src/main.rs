@@ -1,6 +1,7 @@
 //! Baton's kernel programs. They count the traffic of every virtual IP, drop what this node may not serve now, keep
 //! ARP and ND for an address on the port that the address is bound to, and report foreign hosts that claim it. They
-//! answer probe frames, stamp the paths these came by, and report paths that fall silent.
+//! answer probe frames, stamp the paths these came by, report paths that fall silent, and keep the lease by what the members
+//! of the cluster grant one another.
 //!
 //! | program | hook | judges | counts traffic |
 //! |---|---|---|---|
@@ -9,6 +10,7 @@
 //! | `port_in` | TC ingress beside `port_rx_generic` | no | yes |
 //! | `port_in_full` | TC ingress where XDP is refused altogether | yes | yes |
 //! | `port_tx` | TC egress | yes | yes |
+//! | `condemn` | none: the agent runs it | | |
 //!
 //! Nothing here may decide where an address lives: the programs read `VIPS`, `SERVERS` and `LEASE`, and the agent
 //! alone writes them. A frame that cannot be parsed is passed on untouched.
@@ -19,6 +21,7 @@
 
 mod frame;
 mod maps;
+mod member;
 mod nd;
 mod packet;
 mod parse;

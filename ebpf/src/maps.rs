@@ -6,10 +6,12 @@ use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use baton_common::{
-    BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_PATHS, MAX_PORTS, MAX_SEEN, MAX_SERVERS,
-    MAX_TARGETS, MAX_VIPS, Path, PathKey, ProbeConfig, Seen, Server, Target, TargetKey, bucket4, bucket6,
+    AgentPromise, BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_MEMBERS, MAX_PATHS, MAX_PORTS,
+    MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, Seen, Server, Target,
+    TargetKey, bucket4, bucket6,
 };
 
+use crate::member::Guarded;
 use crate::probe::Timer;
 
 /// The virtual IPs, by counter slot.
@@ -25,8 +27,18 @@ pub static BUCKETS6: Array<u32> = Array::with_max_entries(BUCKETS, 0);
 #[map]
 pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);
 /// The lease; one entry.
+#[btf_map]
+pub static LEASE: btf_maps::Array<Guarded<Lease>, 1> = btf_maps::Array::new();
+/// What this node knows of the other members, by slot.
+#[btf_map]
+pub static PEERS: btf_maps::Array<Guarded<Peer>, MAX_MEMBERS> = btf_maps::Array::new();
+/// Verdicts that members have told of, at [`MAX_MEMBERS`] times the voter's slot and the slot of whom it is about: dead up
+/// to this incarnation.
 #[map]
-pub static LEASE: Array<Lease> = Array::with_max_entries(1, 0);
+pub static VERDICTS: Array<u64> = Array::with_max_entries((MAX_MEMBERS * MAX_MEMBERS) as u32, 0);
+/// What the agent promises; one entry.
+#[map]
+pub static AGENT: Array<AgentPromise> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Traffic of each virtual IP, by [`Vip::slot`].
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_VIPS, 0);

@@ -18,15 +18,18 @@ impl Permission {
         let server = SERVERS.get_ptr(vip.server)?;
         let lease = LEASE.get_ptr(0)?;
         // SAFETY: both are entries of array maps, which never go away; every bit pattern is valid. Volatile, because
-        // the agent writes them at any time and each must be read once.
-        let (mark, incarnation, deadline_ns) = unsafe {
+        // they are written at any time and each word must be read once. The lease is not locked, so its incarnation is
+        // read on both sides of its deadline: it only rises, and what is between belongs to it.
+        let (mark, incarnation, deadline_ns, again) = unsafe {
+            let lease = &raw const (*lease).value;
             (
                 (&raw const (*server).mark).read_volatile(),
                 (&raw const (*lease).incarnation).read_volatile(),
                 (&raw const (*lease).deadline_ns).read_volatile(),
+                (&raw const (*lease).incarnation).read_volatile(),
             )
         };
-        if mark == 0 || mark != incarnation {
+        if mark == 0 || mark != incarnation || incarnation != again {
             return None;
         }
         if deadline_ns == LEASE_ENDLESS {

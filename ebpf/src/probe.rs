@@ -10,11 +10,12 @@ use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
 use baton_common::{
-    PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_VERSION, Path, PathKey, ProbeConfig, ProbeFrame, RTT_BUCKETS,
-    Silence, TargetKey,
+    PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_REFUSES, PROBE_VERSION, Path, PathKey, ProbeConfig, ProbeFrame,
+    RTT_BUCKETS, Silence, TargetKey,
 };
 
-use crate::maps::{EVENTS, OWN_MACS, PATH_KEYS, PATHS, PROBE, SEEN, TARGET_KEYS, TARGETS, TIMERS, diagnose};
+use crate::maps::{AGENT, EVENTS, OWN_MACS, PATH_KEYS, PATHS, PROBE, SEEN, TARGET_KEYS, TARGETS, TIMERS, diagnose};
+use crate::member::{self, Answer};
 use crate::packet::Packet;
 use crate::parse::Verdict;
 
@@ -62,13 +63,26 @@ pub fn receive<P: Packet>(packet: &P) -> Verdict {
     if probe.destination != path.mac {
         return Verdict::Pass; // a switch that has forgotten an address sends its frames to everybody
     }
-    let sequence = u64::from_be_bytes(probe.sequence);
-    if u64::from_be_bytes(probe.incarnation) != path.incarnation || !is_new(path, is_probe, sequence) {
+    let (sequence, incarnation) =
+        (u64::from_be_bytes(probe.sequence), u64::from_be_bytes(probe.incarnation));
+    if path.member != 0 && incarnation > path.incarnation {
+        // Only another member comes with a higher one before the agent knows.
+        path.incarnation = incarnation;
+        (path.probe_high, path.probe_window) = (sequence.wrapping_sub(1), 0);
+    }
+    if incarnation != path.incarnation || !is_new(path, is_probe, sequence) {
         diagnose(|diagnostics| diagnostics.probes_replayed += 1);
         return Verdict::Drop;
     }
     // SAFETY: the helper takes nothing and has no effect.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let mut standing = None;
+    if path.member != 0 {
+        if !agent_is_there(now_ns) {
+            return Verdict::Drop; // what it promised is over: this node is to be given up
+        }
+        standing = member::take(u32::from(path.member) - 1, probe, incarnation, config.incarnation, now_ns);
+    }
     heard(path, slot, now_ns);
     round_trip(path, config, probe, now_ns);
     if !is_probe {
@@ -79,7 +93,34 @@ pub fn receive<P: Packet>(packet: &P) -> Verdict {
     path.peer_ns = u64::from_be_bytes(probe.sent_ns);
     path.peer_at_ns = now_ns;
     answer(config, packet.port(), probe, now_ns);
+    stand(probe, incarnation, standing);
+    probe.seal(config.key);
     Verdict::Echo
+}
+
+/// Is the agent there, or will it be back soon?
+#[inline(always)]
+fn agent_is_there(now_ns: u64) -> bool {
+    let Some(promise) = AGENT.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: a word of an array's entry, which the agent writes at any time.
+    now_ns < unsafe { (&raw const (*promise).until_ns).read_volatile() }
+}
+
+/// Writes into an echo where this node stands towards the member that sent the probe.
+#[inline(always)]
+fn stand(probe: &mut ProbeFrame, incarnation: u64, standing: Option<Answer>) {
+    let none = Answer { latest_ns: 0, granted_ns: 0, refuses: false, members: 0 };
+    let named = if standing.is_some() { incarnation } else { 0 };
+    let Answer { latest_ns, granted_ns, refuses, members } = standing.unwrap_or(none);
+    probe.latest_ns = latest_ns.to_be_bytes();
+    probe.latest_incarnation = named.to_be_bytes();
+    probe.granted_ns = granted_ns.to_be_bytes();
+    probe.verdict = [0; 8]; // the agent tells
+    probe.members = members.to_be_bytes();
+    probe.about = [0];
+    probe.flags = [if refuses { PROBE_REFUSES } else { 0 }];
 }
 
 /// Has a frame of this sequence not come yet? Notes that it has.
@@ -216,7 +257,7 @@ fn bucket(rtt_ns: u64) -> usize {
     bucket
 }
 
-/// Turns a probe into its echo.
+/// Turns a probe into its echo; the rest of it and the tag are still to come.
 #[inline(always)]
 fn answer(config: &ProbeConfig, port: u32, probe: &mut ProbeFrame, now_ns: u64) {
     (probe.destination, probe.source) = (probe.source, probe.destination);
@@ -229,7 +270,6 @@ fn answer(config: &ProbeConfig, port: u32, probe: &mut ProbeFrame, now_ns: u64) 
     probe.port = port.to_be_bytes();
     probe.incarnation = config.incarnation.to_be_bytes();
     probe.sent_ns = now_ns.to_be_bytes();
-    probe.seal(config.key);
 }
 
 /// A host with this MAC address has answered for an address: if it is a probe target, and we asked from this port.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_common::{LEASE_ENDLESS, Lease};
+use baton_common::Lease;
 use baton_core::{
     Assigned, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link, Machine, Reason,
     Stage, Start, Time,
@@ -100,7 +100,7 @@ impl Driver {
         let mut listener = Listener::open(requests.port(), vips, segments).map_err(FastError::Netlink)?;
         let found = listener.ground(read_all(&mut requests).map_err(FastError::Netlink)?);
         let (sender, carriers) = mpsc::unbounded_channel();
-        let lease = Lease { incarnation, deadline_ns: LEASE_ENDLESS };
+        let lease = Lease::endless(incarnation);
         let names: Vec<&str> = config.servers.iter().map(|s| s.name.as_str()).collect();
         let marked = kernel.adopt_servers(&names, incarnation)?;
         kernel.set_lease(lease)?;

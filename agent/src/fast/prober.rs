@@ -296,7 +296,7 @@ impl Prober {
             returned_ns: [0; 8],
             held_ns: [0; 4],
             returned_incarnation: [a, b, c, d],
-            tag: [0; 8],
+            ..ProbeFrame::default()
         }
     }
 

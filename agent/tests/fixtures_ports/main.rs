@@ -11,13 +11,13 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use baton::io::kernel::{Hooks, Kernel, KernelError, remove_all};
-use baton_common::{Counters, LAYOUT_VERSION, LEASE_ENDLESS, Lease};
+use baton_common::{Counters, LAYOUT_VERSION, Lease};
 use baton_core::{Attachment, IfIndex};
 
 use net::{PinDir, Port, Segment, VIP, VIP6, link, port, run};
 
 const INCARNATION: u64 = 3;
-const LEASE: Lease = Lease { incarnation: INCARNATION, deadline_ns: LEASE_ENDLESS };
+const LEASE: Lease = Lease::endless(INCARNATION);
 /// Bytes of an echo request of ping's default size on the wire: Ethernet, IP, ICMP, 56.
 const ECHO4: u64 = 14 + 20 + 8 + 56;
 const ECHO6: u64 = 14 + 40 + 8 + 56;

@@ -83,7 +83,7 @@ fn frame(kind: u8, sequence: u64) -> [u8; baton_common::PROBE_LENGTH] {
         returned_ns: now.to_be_bytes(),
         held_ns: [0; 4],
         returned_incarnation: (INCARNATION as u32).to_be_bytes(),
-        tag: [0; 8],
+        ..ProbeFrame::default()
     };
     frame.seal(KEY);
     *frame.as_bytes()

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use baton_common::{Counters, Lease, MAX_SERVERS, MAX_VIPS, Server, Vip};
+use baton_common::{Counters, Lease, Locked, MAX_SERVERS, MAX_VIPS, Server, Vip};
 use baton_core::IfIndex;
 
 pub use attach::{AttachError, Hooks};
@@ -39,8 +39,23 @@ use registry::{Addresses, Servers};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baton-ebpf"));
 
 /// Maps that outlive the agent.
-const PINNED_MAPS: [&str; 9] =
-    ["VIPS", "BUCKETS4", "BUCKETS6", "SERVERS", "LEASE", "COUNTERS", "DIAGNOSTICS", "OWN_MACS", "EVENTS"];
+const PINNED_MAPS: [&str; 12] = [
+    "VIPS",
+    "BUCKETS4",
+    "BUCKETS6",
+    "SERVERS",
+    "LEASE",
+    "PEERS",
+    "VERDICTS",
+    "AGENT",
+    "COUNTERS",
+    "DIAGNOSTICS",
+    "OWN_MACS",
+    "EVENTS",
+];
+
+/// Of `linux/bpf.h`: reads or writes a value under its lock.
+const BPF_F_LOCK: u64 = 4;
 
 /// The oldest kernel with all that the programs need (`bpf_xdp_get_buff_len`, XDP with fragments).
 const OLDEST_KERNEL: (u8, u8) = (5, 18);
@@ -51,7 +66,7 @@ pub struct Kernel {
     hooks: Hooks,
     ebpf: Ebpf,
     server_marks: Array<MapData, Server>,
-    lease: Array<MapData, Lease>,
+    lease: Array<MapData, Locked<Lease>>,
     own_macs: HashMap<MapData, [u8; 6], u32>,
     counters: PerCpuArray<MapData, Counters>,
     addresses: Addresses,
@@ -221,26 +236,25 @@ impl Kernel {
         Ok(marked)
     }
 
-    /// Sets until when this node may serve, and as which incarnation. When the incarnation changes, nothing is served
-    /// for the microsecond between the two writes that this takes: a program never sees half of each.
+    /// Sets until when this node may serve, and as which incarnation; all of it at once for the programs, which go on from
+    /// there.
     ///
     /// # Errors
     ///
     /// The map refuses.
     pub fn set_lease(&mut self, lease: Lease) -> Result<(), KernelError> {
-        if self.lease()?.incarnation != lease.incarnation {
-            self.write_lease(Lease::default())?;
-        }
-        self.write_lease(lease)
+        let locked = Locked { value: lease, ..Locked::default() };
+        self.lease.set(0, locked, BPF_F_LOCK).map_err(|source| KernelError::map("LEASE", source))
     }
 
-    /// The lease, as an earlier agent may have left it.
+    /// The lease, as the programs see it now.
     ///
     /// # Errors
     ///
     /// The map refuses.
     pub fn lease(&self) -> Result<Lease, KernelError> {
-        self.lease.get(&0, 0).map_err(|source| KernelError::map("LEASE", source))
+        let locked = self.lease.get(&0, BPF_F_LOCK).map_err(|source| KernelError::map("LEASE", source))?;
+        Ok(locked.value)
     }
 
     /// Where every virtual IP is bound: what an earlier agent left, and what has been permitted since. Addresses that
@@ -320,10 +334,6 @@ impl Kernel {
 
     fn set_server(&mut self, index: u32, server: Server) -> Result<(), KernelError> {
         self.server_marks.set(index, server, 0).map_err(|source| KernelError::map("SERVERS", source))
-    }
-
-    fn write_lease(&mut self, lease: Lease) -> Result<(), KernelError> {
-        self.lease.set(0, lease, 0).map_err(|source| KernelError::map("LEASE", source))
     }
 
     /// Sets a counter slot to zero on every CPU.
