@@ -201,7 +201,10 @@ impl Filter {
         }
         let Some((name, addresses)) = &self.server else { return true };
         match &record.event.kind {
-            EventKind::Serving { server, .. } => server == name,
+            EventKind::Serving { server, .. }
+            | EventKind::Taken { server, .. }
+            | EventKind::Leaving { server, .. }
+            | EventKind::Deposed { server } => server == name,
             EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
             EventKind::AddressDeleted { address, .. }
             | EventKind::AddressConflict { address, .. }
@@ -217,6 +220,15 @@ impl Filter {
             | EventKind::FailoverDone { .. }
             | EventKind::SteeringDeleted { .. }
             | EventKind::Attached { .. }
+            | EventKind::Verdict { .. }
+            | EventKind::NodeDead { .. }
+            | EventKind::LeaseBegins
+            | EventKind::LeaseOver
+            | EventKind::Incarnation { .. }
+            | EventKind::StoreLost
+            | EventKind::StoreBack
+            | EventKind::Draining { .. }
+            | EventKind::Resumed { .. }
             | EventKind::Resynced
             | EventKind::EffectFailed { .. } => false,
         }

@@ -1,17 +1,19 @@
 //! The parser of probe frames on whatever bytes come: it never panics, and takes only what it would have sent itself.
 //! The same properties as the fuzz target in `common/fuzz`, for every run of the tests.
 
-use baton_common::{PROBE_LENGTH, ProbeFrame, ProbeRefused, SipKey, parse_probe};
+use baton_common::{PROBE_LENGTH, PROBE_VERSION, ProbeFrame, ProbeRefused, SipKey, parse_probe};
 use proptest::prelude::*;
 
+/// Bytes between a frame's kind and its tag.
+const BODY: usize = PROBE_LENGTH - 24;
 const KEY: SipKey = SipKey::from_bytes(*b"0123456789abcdef");
 
 /// A sound frame with these bytes between its kind and its tag.
-fn sealed(head: [u8; 12], kind: u8, body: [u8; 48]) -> [u8; PROBE_LENGTH] {
+fn sealed(head: [u8; 12], kind: u8, body: [u8; BODY]) -> [u8; PROBE_LENGTH] {
     let mut bytes = [0; PROBE_LENGTH];
     bytes[..12].copy_from_slice(&head);
-    bytes[12..16].copy_from_slice(&[0x88, 0xb5, 1, kind]);
-    bytes[16..64].copy_from_slice(&body);
+    bytes[12..16].copy_from_slice(&[0x88, 0xb5, PROBE_VERSION, kind]);
+    bytes[16..16 + BODY].copy_from_slice(&body);
     // SAFETY: a frame is made of as many bytes, whatever they are.
     let mut frame: ProbeFrame = unsafe { std::mem::transmute(bytes) };
     frame.seal(KEY);
@@ -19,8 +21,8 @@ fn sealed(head: [u8; 12], kind: u8, body: [u8; 48]) -> [u8; PROBE_LENGTH] {
 }
 
 fn frames() -> impl Strategy<Value = [u8; PROBE_LENGTH]> {
-    (any::<[u8; 12]>(), 1u8..=2, prop::collection::vec(any::<u8>(), 48)).prop_map(|(head, kind, body)| {
-        let mut fixed = [0; 48];
+    (any::<[u8; 12]>(), 1u8..=2, prop::collection::vec(any::<u8>(), BODY)).prop_map(|(head, kind, body)| {
+        let mut fixed = [0; BODY];
         fixed.copy_from_slice(&body);
         sealed(head, kind, fixed)
     })

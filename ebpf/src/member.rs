@@ -38,14 +38,21 @@ pub struct Answer {
     pub granted_ns: u64,
     /// and whether it never will be.
     pub refuses: bool,
-    /// Version of this node's member list.
+    /// Version of this node's member list; 0: it is no member's frame, or one of another version.
     pub members: u32,
+}
+
+impl Answer {
+    /// Nothing. The verifier refuses to see the payload of an absent `Option` moved.
+    pub const NONE: Answer = Answer { latest_ns: 0, granted_ns: 0, refuses: false, members: 0 };
 }
 
 /// Takes a verified frame of the member with this slot, of `incarnation`, at `now_ns`. `ours`: this node's incarnation.
 #[inline(always)]
-pub fn take(slot: u32, probe: &ProbeFrame, incarnation: u64, ours: u64, now_ns: u64) -> Option<Answer> {
-    let entry = LEASE.get_ptr_mut(0)?;
+pub fn take(slot: u32, probe: &ProbeFrame, incarnation: u64, ours: u64, now_ns: u64) -> Answer {
+    let (Some(entry), Some(peer)) = (LEASE.get_ptr_mut(0), PEERS.get_ptr_mut(slot)) else {
+        return Answer::NONE;
+    };
     // SAFETY: words of an array's entry that the agent writes with the whole; each is read once.
     let (length_ns, members) = unsafe {
         (
@@ -54,20 +61,20 @@ pub fn take(slot: u32, probe: &ProbeFrame, incarnation: u64, ours: u64, now_ns: 
         )
     };
     if length_ns == 0 || u32::from_be_bytes(probe.members) != members {
-        return None;
+        return Answer::NONE;
     }
     let sent_ns = u64::from_be_bytes(probe.sent_ns);
     let latest_ns = u64::from_be_bytes(probe.latest_ns);
     let names_us = u64::from_be_bytes(probe.latest_incarnation) == ours;
     let two_way = names_us && latest_ns <= now_ns && now_ns - latest_ns < length_ns;
     let refused = names_us && probe.flags[0] & PROBE_REFUSES != 0;
-    let (answer, jumped) = hear(slot, Heard { incarnation, sent_ns, now_ns, length_ns, two_way, refused })?;
+    let (answer, jumped) = hear(peer, Heard { incarnation, sent_ns, now_ns, length_ns, two_way, refused });
     let granted_ns = u64::from_be_bytes(probe.granted_ns);
     if jumped || (names_us && granted_ns != 0) {
         grant(slot, ours, granted_ns, now_ns, jumped);
     }
     said(slot, probe);
-    Some(Answer { members, ..answer })
+    Answer { members, ..answer }
 }
 
 struct Heard {
@@ -82,8 +89,7 @@ struct Heard {
 /// This node as a voter. Returns what it answers, and whether the peer's clock has jumped ahead of ours: then ours stood
 /// still.
 #[inline(always)]
-fn hear(slot: u32, heard: Heard) -> Option<(Answer, bool)> {
-    let entry = PEERS.get_ptr_mut(slot)?;
+fn hear(entry: *mut Guarded<Peer>, heard: Heard) -> (Answer, bool) {
     let Heard { incarnation, sent_ns, now_ns, length_ns, two_way, refused } = heard;
     let ahead_ns = sent_ns.wrapping_sub(now_ns) as i64;
     // SAFETY: an entry of an array map, which never goes away; between lock and unlock nobody else changes it, and no
@@ -119,7 +125,7 @@ fn hear(slot: u32, heard: Heard) -> Option<(Answer, bool)> {
         let granted_ns = if refuses { 0 } else { (*peer).granted_ns };
         let answer = Answer { latest_ns: (*peer).latest_ns, granted_ns, refuses, members: 0 };
         unlock(&raw mut (*entry).lock);
-        Some((answer, jumped))
+        (answer, jumped)
     }
 }
 
@@ -175,13 +181,14 @@ fn grant(slot: u32, ours: u64, granted_ns: u64, now_ns: u64, jumped: bool) {
                 let mut i = 0;
                 while i < MAX_MEMBERS {
                     let until_ns = (*lease).grants[i];
+                    // How many are at least as long: by arithmetic, for the verifier would follow every branch.
                     let mut as_long = 0;
                     let mut j = 0;
                     while j < MAX_MEMBERS {
-                        as_long += ((*lease).grants[j] >= until_ns) as u32;
+                        as_long += until_ns.wrapping_sub((*lease).grants[j]).wrapping_sub(1) >> 63;
                         j += 1;
                     }
-                    if as_long >= (*lease).needed && until_ns > end_ns {
+                    if as_long >= u64::from((*lease).needed) && until_ns > end_ns {
                         end_ns = until_ns;
                     }
                     i += 1;
@@ -207,7 +214,9 @@ fn said(voter: u32, probe: &ProbeFrame) {
     // SAFETY: a word of an array's entry. Two frames at once at worst report a verdict twice, or store the lower one until
     // the next frame.
     unsafe {
-        if known.read_volatile() < incarnation && EVENTS.output::<Verdict>(Verdict { incarnation, voter, about }, 0).is_ok() {
+        if known.read_volatile() < incarnation
+            && EVENTS.output::<Verdict>(Verdict { incarnation, voter, about }, 0).is_ok()
+        {
             known.write_volatile(incarnation);
         }
     }

@@ -14,7 +14,9 @@ use baton_common::{
     RTT_BUCKETS, Silence, TargetKey,
 };
 
-use crate::maps::{AGENT, EVENTS, OWN_MACS, PATH_KEYS, PATHS, PROBE, SEEN, TARGET_KEYS, TARGETS, TIMERS, diagnose};
+use crate::maps::{
+    AGENT, EVENTS, OWN_MACS, PATH_KEYS, PATHS, PROBE, SEEN, TARGET_KEYS, TARGETS, TIMERS, diagnose,
+};
 use crate::member::{self, Answer};
 use crate::packet::Packet;
 use crate::parse::Verdict;
@@ -63,10 +65,9 @@ pub fn receive<P: Packet>(packet: &P) -> Verdict {
     if probe.destination != path.mac {
         return Verdict::Pass; // a switch that has forgotten an address sends its frames to everybody
     }
-    let (sequence, incarnation) =
-        (u64::from_be_bytes(probe.sequence), u64::from_be_bytes(probe.incarnation));
-    if path.member != 0 && incarnation > path.incarnation {
-        // Only another member comes with a higher one before the agent knows.
+    let (sequence, incarnation) = (u64::from_be_bytes(probe.sequence), u64::from_be_bytes(probe.incarnation));
+    if incarnation > path.incarnation {
+        // The node has taken a new one, which the agent may learn later.
         path.incarnation = incarnation;
         (path.probe_high, path.probe_window) = (sequence.wrapping_sub(1), 0);
     }
@@ -76,7 +77,7 @@ pub fn receive<P: Packet>(packet: &P) -> Verdict {
     }
     // SAFETY: the helper takes nothing and has no effect.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-    let mut standing = None;
+    let mut standing = Answer::NONE;
     if path.member != 0 {
         if !agent_is_there(now_ns) {
             return Verdict::Drop; // what it promised is over: this node is to be given up
@@ -110,10 +111,9 @@ fn agent_is_there(now_ns: u64) -> bool {
 
 /// Writes into an echo where this node stands towards the member that sent the probe.
 #[inline(always)]
-fn stand(probe: &mut ProbeFrame, incarnation: u64, standing: Option<Answer>) {
-    let none = Answer { latest_ns: 0, granted_ns: 0, refuses: false, members: 0 };
-    let named = if standing.is_some() { incarnation } else { 0 };
-    let Answer { latest_ns, granted_ns, refuses, members } = standing.unwrap_or(none);
+fn stand(probe: &mut ProbeFrame, incarnation: u64, standing: Answer) {
+    let Answer { latest_ns, granted_ns, refuses, members } = standing;
+    let named = if members == 0 { 0 } else { incarnation };
     probe.latest_ns = latest_ns.to_be_bytes();
     probe.latest_incarnation = named.to_be_bytes();
     probe.granted_ns = granted_ns.to_be_bytes();

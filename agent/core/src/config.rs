@@ -90,8 +90,27 @@ pub struct VirtualServer {
     pub priority: u32,
     /// May it be moved off a failed node?
     pub migrate: bool,
+    /// Nodes to be on, best first.
+    pub preferred_nodes: Vec<String>,
+    /// When it goes back to a preferred node.
+    pub failback: Failback,
+    /// May a peer route to it where this node has lost every port of a segment?
+    pub reroute: bool,
     /// Its addresses and the prefix length of their subnet; the prefix is for the reader, bound is /32 or /128.
     pub addresses: Vec<IpNet>,
+}
+
+/// When a virtual server goes back to a preferred node that has recovered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failback {
+    /// When an administrator says so.
+    #[default]
+    Manual,
+    /// Soon.
+    Immediate,
+    /// Daily between these minutes of the day, local time, the first one included; may span midnight.
+    Window(u16, u16),
 }
 
 impl Config {

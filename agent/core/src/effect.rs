@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::StoreRequest;
 use crate::{Event, IfIndex};
 
 /// One thing to do.
@@ -21,7 +22,8 @@ pub enum Effect {
     },
     /// Record this node as the owner; answered by [`crate::Input::Owned`].
     Take(String),
-    /// Set or clear the serving mark of a virtual server, under this incarnation.
+    /// Set or clear the serving mark of a virtual server, under this incarnation. Clearing is answered by
+    /// [`crate::Input::MarkCleared`].
     Mark {
         /// Name of the virtual server.
         server: String,
@@ -51,6 +53,18 @@ pub enum Effect {
     ForgetUnresolved(IfIndex),
     /// Send gratuitous ARP (request and reply form) or an unsolicited neighbour advertisement (override).
     Announce(IfIndex, IpAddr),
+    /// Ask the kernel programs to call a member dead up to this incarnation, unless it was heard within D; answered by
+    /// [`crate::Input::Verdict`] if it is so.
+    Condemn {
+        /// The member's slot.
+        slot: u8,
+        /// See there.
+        incarnation: u64,
+    },
+    /// This node is another incarnation from now on: the kernel programs start a lease without grants, and probes carry it.
+    Incarnation(u64),
+    /// Ask the store for something.
+    Store(StoreRequest),
     /// Tell the administrator; also the time line of a failover.
     Event(Event),
 }

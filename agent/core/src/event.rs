@@ -155,6 +155,75 @@ pub enum EventKind {
         /// Epoch of its owner record.
         epoch: u64,
     },
+    /// A member calls another one dead.
+    Verdict {
+        /// Whom.
+        node: String,
+        /// Up to this incarnation.
+        incarnation: u64,
+        /// Who.
+        by: String,
+    },
+    /// A majority calls a node dead: what it owned may be taken.
+    NodeDead {
+        /// Which.
+        node: String,
+        /// Up to this incarnation.
+        incarnation: u64,
+    },
+    /// This node has taken a virtual server.
+    Taken {
+        /// Its name.
+        server: String,
+        /// Takeover or move.
+        kind: FailoverKind,
+        /// Why.
+        reason: Reason,
+        /// Who had it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        from: Option<String>,
+        /// Epoch of its owner record.
+        epoch: u64,
+    },
+    /// This node gives a virtual server up.
+    Leaving {
+        /// Its name.
+        server: String,
+        /// For whom.
+        to: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// A virtual server that this node served was taken by another one.
+    Deposed {
+        /// Its name.
+        server: String,
+    },
+    /// This node has a lease: it may serve what it owns.
+    LeaseBegins,
+    /// This node's lease has run out: no majority grants it one, and the kernel programs serve nothing.
+    LeaseOver,
+    /// This node goes on as another incarnation.
+    Incarnation {
+        /// The old one.
+        from: u64,
+        /// The new one.
+        to: u64,
+    },
+    /// The store does not answer: what is served stays served, and nothing new is taken.
+    StoreLost,
+    /// The store answers again.
+    StoreBack,
+    /// A node is to be empty.
+    Draining {
+        /// Which.
+        node: String,
+    },
+    /// A node may be used again.
+    Resumed {
+        /// Which.
+        node: String,
+    },
     /// Notifications were lost; links and addresses have been read again.
     Resynced,
     /// An effect failed.
@@ -238,6 +307,10 @@ pub struct Evidence {
 pub enum FailoverKind {
     /// Bindings change inside a node.
     Port,
+    /// A virtual server starts on another node because its owner is dead, or because nobody had it.
+    Takeover,
+    /// A virtual server was released by its owner, then started on another node.
+    Move,
 }
 
 /// Why addresses move, as in the metrics.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Effect, LinkErrors, Reading};
+use crate::cluster::{Members, StoreInput};
+use crate::{Config, Effect, LinkErrors, PeerReading, Reading};
 
 /// Kernel index of a network interface; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +50,21 @@ pub enum Input {
     Sample(Sample),
     /// The store holds our own write: this node owns the virtual server (lease.md, rule R6).
     Owned(String, Owner),
+    /// What is heard of the other members of the cluster.
+    Peers(PeerReading),
+    /// A member, by slot, calls another one dead; or this node does, and the kernel programs have confirmed it.
+    Verdict {
+        /// Who.
+        voter: u8,
+        /// Whom.
+        about: u8,
+        /// Up to this incarnation.
+        incarnation: u64,
+    },
+    /// The store tells something.
+    Store(StoreInput),
+    /// The kernel programs don't serve this virtual server any more ([`Effect::Mark`] without an incarnation done).
+    MarkCleared(String),
     /// An effect could not be carried out; the rest of its list was.
     Failed(Box<Effect>, String),
     /// The deadline that core asked for has come.
@@ -68,6 +84,22 @@ pub struct Start {
     pub bound: BTreeMap<IpAddr, IfIndex>,
     /// Virtual servers whose serving mark is on, under this incarnation: they may be adopted (lease.md, rule R6).
     pub marked: BTreeSet<String>,
+    /// The cluster that this node is a member of.
+    pub cluster: Option<ClusterStart>,
+}
+
+/// What a member of a cluster starts with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStart {
+    /// The member list.
+    pub members: Members,
+    /// This node takes no virtual servers.
+    pub witness: bool,
+    /// The kernel held nothing of an earlier agent of this version: verdicts and receipts are forgotten (lease.md, R4).
+    pub lost_memory: bool,
+    /// Verdicts that the kernel holds: (voter, about), by slots.
+    #[serde(with = "pairs")]
+    pub verdicts: BTreeMap<(u8, u8), u64>,
 }
 
 /// What the sampler measured.
@@ -148,4 +180,19 @@ pub struct Owner {
     pub incarnation: u64,
     /// How often ownership has changed hands, this take included.
     pub epoch: u64,
+}
+
+/// Maps whose keys are no text, for JSON.
+pub(crate) mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<(u8, u8), u64>, s: S) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<(u8, u8), u64>, D::Error> {
+        Ok(Vec::<((u8, u8), u64)>::deserialize(d)?.into_iter().collect())
+    }
 }

@@ -20,9 +20,11 @@ mod time;
 pub use config::Config;
 pub use effect::Effect;
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage};
-pub use input::{Assigned, Attachment, Claim, Found, IfIndex, Input, Link, Owner, Sample, Start};
+pub use input::{
+    Assigned, Attachment, Claim, ClusterStart, Found, IfIndex, Input, Link, Owner, Sample, Start,
+};
 pub use machine::Machine;
-pub use path::{LinkErrors, PathSample, ProbePort, Reading, TargetSample};
+pub use path::{LinkErrors, PathSample, PeerPort, PeerReading, PeerSample, ProbePort, Reading, TargetSample};
 pub use snapshot::{
     AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
     TargetView, Watcher,

@@ -91,3 +91,48 @@ pub struct LinkErrors {
     /// Packets that could not be sent because of the link.
     pub tx_errors: u64,
 }
+
+/// A port of another member of the cluster that is probed from this node's ports in the same segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerPort {
+    /// Its node.
+    pub node: String,
+    /// That member's slot,
+    pub slot: u8,
+    /// and incarnation, as far as the store tells.
+    pub incarnation: u64,
+    /// Its number in probe frames.
+    pub number: u32,
+    /// Its interface there.
+    pub interface: String,
+    /// Its segment.
+    pub segment: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+}
+
+/// What is heard of the other members, all of them each time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerReading {
+    /// One for each member that is probed, or was heard since the kernel programs were loaded.
+    pub peers: Vec<PeerSample>,
+    /// Since when this node has probed without a break.
+    pub steady_since: Time,
+    /// When this node's lease ends, or ended; `None`: it has none yet.
+    pub lease: Option<Time>,
+}
+
+/// One other member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSample {
+    /// Its slot.
+    pub slot: u8,
+    /// The highest incarnation that was heard; 0: none.
+    pub incarnation: u64,
+    /// When it was last heard, both ways, and granted a lease; any incarnation.
+    pub heard: Option<Time>,
+    /// When it was last heard, both ways.
+    pub answered: Option<Time>,
+    /// It will never grant this node's incarnation anything.
+    pub refuses: bool,
+}

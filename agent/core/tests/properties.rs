@@ -27,6 +27,9 @@ fn config(spread: bool) -> Config {
         name: name.into(),
         priority,
         migrate: true,
+        preferred_nodes: Vec::new(),
+        failback: Default::default(),
+        reroute: true,
         addresses: addresses.iter().map(|s| s.parse().unwrap()).collect(),
     };
     Config {
@@ -153,6 +156,7 @@ impl World {
             found: self.found(),
             bound: self.permits.clone(),
             marked: self.marks.clone(),
+            cluster: None,
         };
         self.tell(Input::Start(Box::new(start)));
     }
@@ -238,7 +242,12 @@ impl World {
                     assert!(self.addresses.contains(&(*a, *i)), "{a} announced where it is not configured");
                 }
             }
-            Effect::Steer { .. } | Effect::ForgetUnresolved(_) | Effect::Event(_) => {}
+            Effect::Steer { .. }
+            | Effect::ForgetUnresolved(_)
+            | Effect::Condemn { .. }
+            | Effect::Incarnation(_)
+            | Effect::Store(_)
+            | Effect::Event(_) => {}
         }
         None
     }

@@ -132,13 +132,12 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("target {target} answers in segment {segment} again")
         }
         EventKind::Failover { kind, reason, moves } => {
-            let FailoverKind::Port = kind;
-            format!("port failover, {}: {}", plain(*reason), rebindings(moves))
+            format!("{}, {}: {}", failover(*kind), plain(*reason), rebindings(moves))
         }
-        EventKind::FailoverDone { kind: FailoverKind::Port, addresses, stages, .. } => {
+        EventKind::FailoverDone { kind, addresses, stages, .. } => {
             let stages: Vec<String> =
                 stages.iter().map(|(s, after)| format!("{} {:.0} us", s.word(), after * 1e6)).collect();
-            format!("port failover done, {}: {}", count(*addresses, "address"), stages.join(", "))
+            format!("{} done, {}: {}", failover(*kind), count(*addresses, "address"), stages.join(", "))
         }
         EventKind::Stranded { segment } => {
             format!("segment {segment} has no usable port left; its addresses wait for one")
@@ -169,6 +168,32 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("kernel programs sit on {interface}: {mode}")
         }
         EventKind::Serving { server, epoch } => format!("serving {server}, epoch {epoch}"),
+        EventKind::Verdict { node, incarnation, by } => {
+            format!("{by} calls {node} dead, up to incarnation {incarnation}")
+        }
+        EventKind::NodeDead { node, incarnation } => {
+            format!("{node} is dead: a majority says so, up to incarnation {incarnation}")
+        }
+        EventKind::Taken { server, kind, reason, from, epoch } => {
+            let from = from.as_ref().map_or(String::new(), |node| format!(" from {node}"));
+            format!("{} of {server}{from}, {}: epoch {epoch}", failover(*kind), plain(*reason))
+        }
+        EventKind::Leaving { server, to, reason } => {
+            format!("giving {server} up for {to}, {}", plain(*reason))
+        }
+        EventKind::Deposed { server } => format!("{server} was taken by another node; no longer served here"),
+        EventKind::LeaseBegins => "a majority grants this node its lease: what it owns is served".to_owned(),
+        EventKind::LeaseOver => {
+            "no majority grants this node its lease: nothing is served until one does".to_owned()
+        }
+        EventKind::Incarnation { from, to } => format!("goes on as incarnation {to}, was {from}"),
+        EventKind::StoreLost => {
+            "the store does not answer: what is served stays served, nothing new is taken; check etcd"
+                .to_owned()
+        }
+        EventKind::StoreBack => "the store answers again".to_owned(),
+        EventKind::Draining { node } => format!("{node} is being drained"),
+        EventKind::Resumed { node } => format!("{node} is no longer drained"),
         EventKind::Resynced => "notifications were lost; links and addresses have been read again".to_owned(),
         EventKind::EffectFailed { effect, error } => format!("FAILED: {effect}: {error}"),
     }
@@ -212,6 +237,14 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::Administrator
         | Reason::Failback
         | Reason::First => plain(reason),
+    }
+}
+
+fn failover(kind: FailoverKind) -> &'static str {
+    match kind {
+        FailoverKind::Port => "port failover",
+        FailoverKind::Takeover => "takeover",
+        FailoverKind::Move => "move",
     }
 }
 

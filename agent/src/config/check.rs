@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use baton_core::Config;
-use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use baton_core::config::{Failback, PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use ipnet::IpNet;
 
 use super::problem::Findings;
@@ -562,6 +562,9 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             name: s.name.as_ref()?.value.clone(),
             priority: s.priority.unwrap_or(100),
             migrate: s.migrate.unwrap_or(true),
+            preferred_nodes: values(&s.preferred_nodes),
+            failback: Failback::Manual,
+            reroute: true,
             addresses: values(&s.addresses),
         })
     };

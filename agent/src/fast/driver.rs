@@ -9,10 +9,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_common::Lease;
+use baton_common::{LEASE_ENDLESS, Lease, Verdict};
+use baton_core::cluster::{Members, StoreInput, StoreRequest};
 use baton_core::{
-    Assigned, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link, Machine, Reason,
-    Stage, Start, Time,
+    Assigned, ClusterStart, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link,
+    Machine, Reason, Stage, Start, Time,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -47,13 +48,37 @@ pub struct Links {
     pub events: mpsc::Sender<Event>,
     /// The published view.
     pub publisher: Arc<Publisher>,
+    /// The store of a cluster.
+    pub store: Option<StoreLink>,
     /// Closed: stop.
     pub stop: oneshot::Receiver<()>,
+}
+
+/// To and from the thread that keeps the store of a cluster.
+pub struct StoreLink {
+    /// Bounded: what a full channel doesn't take has failed, and core asks again.
+    pub requests: mpsc::Sender<StoreRequest>,
+    /// Bounded: it waits.
+    pub inputs: mpsc::Receiver<StoreInput>,
+}
+
+/// What the fast thread starts with.
+pub struct Setup {
+    /// The configuration.
+    pub config: Config,
+    /// This node's incarnation.
+    pub incarnation: u64,
+    /// What is known of the cluster, if there is one; without it the lease has no end.
+    pub cluster: Option<ClusterStart>,
+    /// How far ahead the agent promises the kernel programs to be there.
+    pub grace: Duration,
 }
 
 /// The fast thread's state.
 pub struct Driver {
     config: Config,
+    cluster: Option<Members>,
+    grace: Duration,
     machine: Machine,
     kernel: Kernel,
     requests: Requests,
@@ -63,8 +88,12 @@ pub struct Driver {
     carriers: mpsc::UnboundedReceiver<(IfIndex, bool)>,
     steering: Steering,
     prober: Prober,
-    /// When core was last shown the path table.
+    /// When core was last shown the path table,
     looked: Time,
+    /// and what is heard of the other members.
+    looked_at_peers: Time,
+    /// When one of them is to be called dead, by the last reading.
+    verdict_due: Option<Time>,
     interfaces: BTreeMap<IfIndex, Link>,
     watched: Vec<(IfIndex, String)>,
     /// Ports no longer: gone, or under another name. Still to be let go of.
@@ -87,12 +116,12 @@ pub fn now() -> Time {
 impl Driver {
     /// Opens everything and hands core its first input. Must be called within the fast thread's runtime.
     pub fn start(
-        config: Config,
-        incarnation: u64,
+        setup: Setup,
         mut kernel: Kernel,
         probing: Probing,
         links: Links,
     ) -> Result<Driver, FastError> {
+        let Setup { config, incarnation, cluster, grace } = setup;
         let vips: BTreeSet<IpAddr> =
             config.servers.iter().flat_map(|s| &s.addresses).map(|n| n.addr()).collect();
         let segments = config.segments.iter().map(|s| s.name.clone()).collect();
@@ -100,10 +129,12 @@ impl Driver {
         let mut listener = Listener::open(requests.port(), vips, segments).map_err(FastError::Netlink)?;
         let found = listener.ground(read_all(&mut requests).map_err(FastError::Netlink)?);
         let (sender, carriers) = mpsc::unbounded_channel();
-        let lease = Lease::endless(incarnation);
         let names: Vec<&str> = config.servers.iter().map(|s| s.name.as_str()).collect();
         let marked = kernel.adopt_servers(&names, incarnation)?;
-        kernel.set_lease(lease)?;
+        let lease = lease(incarnation, cluster.as_ref().map(|c| &c.members));
+        if !kernel.has_lease(&lease)? {
+            kernel.set_lease(lease)?;
+        }
         let bound = kernel.bound();
         let mut driver = Driver {
             machine: Machine::new(),
@@ -116,6 +147,10 @@ impl Driver {
             steering: Steering::default(),
             prober: Prober::new(probing, &config)?,
             looked: Time::default(),
+            looked_at_peers: Time::default(),
+            verdict_due: None,
+            cluster: cluster.as_ref().map(|c| c.members.clone()),
+            grace,
             interfaces: found.links.iter().map(|l| (l.ifindex, l.clone())).collect(),
             watched: Vec::new(),
             former: Vec::new(),
@@ -127,7 +162,9 @@ impl Driver {
             config: config.clone(),
         };
         driver.watch_carriers();
-        driver.take(Input::Start(Box::new(Start { config, incarnation, found, bound, marked })), now());
+        driver.promise();
+        let start = Start { config, incarnation, found, bound, marked, cluster };
+        driver.take(Input::Start(Box::new(start)), now());
         driver.sweep().map_err(FastError::Netlink)?;
         // After their addresses have gone elsewhere.
         let ports = driver.watched.iter().map(|(ifindex, _)| *ifindex).collect();
@@ -152,7 +189,9 @@ impl Driver {
                 biased;
                 ready = self.prober.ready() => {
                     ready.map_err(FastError::Timer)?;
+                    self.promise();
                     self.prober.tick();
+                    self.look_at_peers();
                     self.look();
                 }
                 ready = self.listener.readable() => {
@@ -177,6 +216,10 @@ impl Driver {
                         match report {
                             Report::Claim(claim) => self.take(Input::Claim(claim), cause),
                             Report::Silence => silence = true,
+                            Report::Verdict(Verdict { incarnation, voter, about }) => {
+                                let (voter, about) = (voter as u8, about as u8);
+                                self.take(Input::Verdict { voter, about, incarnation }, cause);
+                            }
                         }
                     }
                     guard.clear_ready();
@@ -185,14 +228,19 @@ impl Driver {
                     }
                 }
                 Some(input) = self.links.inputs.recv() => self.take(input, now()),
+                Some(input) = from_store(&mut self.links.store) => self.take(Input::Store(input), now()),
                 _ = &mut self.links.stop => return Ok(()),
                 () = tokio::time::sleep(wait) => {
                     let now = now();
+                    if self.verdict_due.is_some_and(|d| d <= now) {
+                        self.look_at_peers();
+                    }
                     if self.machine.deadline().is_some_and(|d| d <= now) {
                         self.take(Input::Wake, now);
                     }
                 }
             }
+            self.promise();
             let now = now();
             if self.dirty && now.since(self.published) >= PUBLISH_EVERY {
                 self.publish(now);
@@ -204,7 +252,34 @@ impl Driver {
         let now = now();
         let wake = self.machine.deadline().map_or(BEAT, |d| d.since(now));
         let publish = if self.dirty { (self.published + PUBLISH_EVERY).since(now) } else { BEAT };
-        wake.min(publish).min(BEAT)
+        let verdict = self.verdict_due.map_or(BEAT, |d| d.since(now));
+        wake.min(publish).min(verdict).min(BEAT).min(self.grace / 4)
+    }
+
+    /// Promises the kernel programs that the agent is there.
+    fn promise(&mut self) {
+        let until = now() + self.grace;
+        if let Some(peers) = self.prober.peers() {
+            peers.promise(until);
+        }
+    }
+
+    /// Shows core what is heard of the other members, if that is news or has not been done for a while.
+    fn look_at_peers(&mut self) {
+        let lease = match self.kernel.lease() {
+            Ok(lease) => (lease.deadline_ns != 0).then_some(Time(lease.deadline_ns)),
+            Err(e) => return tracing::error!("{e}"),
+        };
+        let Some(peers) = self.prober.peers() else { return };
+        let reading = peers.read(lease);
+        let now = now();
+        if now.since(self.looked_at_peers) >= LOOK_EVERY || self.machine.is_peer_news(now, &reading) {
+            self.looked_at_peers = now;
+            // A member that is called dead was last heard then: the cause of what follows.
+            let silent = self.machine.verdict_due(&reading).filter(|at| *at <= now);
+            self.take(Input::Peers(reading.clone()), silent.unwrap_or(now));
+        }
+        self.verdict_due = self.machine.verdict_due(&reading).filter(|at| *at > now);
     }
 
     fn publish(&mut self, now: Time) {
@@ -253,6 +328,7 @@ impl Driver {
                 self.event(done);
             }
             self.probe_ports(&input);
+            self.probe_peers(&input);
             let weight = weight(&input);
             self.tell(ToSlow::Record { at, input, effects });
             self.checkpoint(weight);
@@ -317,6 +393,26 @@ impl Driver {
         }
     }
 
+    /// Probes the other members' ports as they are now, and tells them of this node's verdicts.
+    fn probe_peers(&mut self, after: &Input) {
+        match after {
+            Input::Store(_) => {
+                if let Err(e) = self.prober.set_peers(self.machine.peer_ports()) {
+                    tracing::error!("probing other members: {e}");
+                }
+            }
+            Input::Verdict { .. } | Input::Peers(_) => {
+                let verdicts = self.machine.own_verdicts();
+                if let Some(peers) = self.prober.peers()
+                    && peers.set_verdicts(verdicts)
+                {
+                    self.prober.tell_peers();
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Takes the programs off former ports, once their addresses have gone elsewhere.
     fn let_go(&mut self) {
         for ifindex in std::mem::take(&mut self.former) {
@@ -370,6 +466,9 @@ impl Driver {
                 | Effect::Permit { .. }
                 | Effect::Forget(_)
                 | Effect::ForgetUnresolved(_)
+                | Effect::Condemn { .. }
+                | Effect::Incarnation(_)
+                | Effect::Store(_)
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -396,7 +495,13 @@ impl Driver {
                 self.tell(ToSlow::Take(server.clone()));
                 Ok(())
             }
-            Effect::Mark { server, incarnation } => Ok(self.kernel.mark(server, *incarnation)?),
+            Effect::Mark { server, incarnation } => self.mark(server, *incarnation),
+            Effect::Condemn { slot, incarnation } => self.condemn(*slot, *incarnation),
+            Effect::Incarnation(incarnation) => self.set_incarnation(*incarnation),
+            Effect::Store(request) => {
+                self.ask_store(request);
+                Ok(())
+            }
             Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
             Effect::ForgetUnresolved(ifindex) => {
@@ -417,6 +522,40 @@ impl Driver {
                 self.change_addresses(std::slice::from_ref(effect), &mut BTreeSet::new());
                 Ok(())
             }
+        }
+    }
+
+    /// Sets or clears a serving mark; that it is cleared is read back.
+    fn mark(&mut self, server: &str, incarnation: Option<u64>) -> Result<(), FastError> {
+        self.kernel.mark(server, incarnation)?;
+        if incarnation.is_none() && self.kernel.is_unmarked(server)? {
+            self.pending.push_back(Input::MarkCleared(server.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn condemn(&mut self, slot: u8, incarnation: u64) -> Result<(), FastError> {
+        let Some(members) = &self.cluster else { return Ok(()) };
+        let own = members.get(&self.config.node).map_or(u8::MAX, |m| m.slot);
+        let silence = members.silence().as_nanos() as u64;
+        if self.kernel.condemn(slot, incarnation, silence)? {
+            self.pending.push_back(Input::Verdict { voter: own, about: slot, incarnation });
+        }
+        Ok(())
+    }
+
+    fn set_incarnation(&mut self, incarnation: u64) -> Result<(), FastError> {
+        self.kernel.set_lease(lease(incarnation, self.cluster.as_ref()))?;
+        self.prober.set_incarnation(incarnation)?;
+        self.prober.tell_peers();
+        Ok(())
+    }
+
+    fn ask_store(&mut self, request: &StoreRequest) {
+        let Some(store) = &self.links.store else { return };
+        if store.requests.try_send(request.clone()).is_err() {
+            let failed = StoreInput::Failed(request.clone(), "too many requests under way".to_owned());
+            self.pending.push_back(Input::Store(failed));
         }
     }
 
@@ -489,6 +628,25 @@ impl Driver {
         let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(steering::remove_rule);
         let changes: Vec<Change> = old_routes.chain(old_rules).collect();
         self.requests.apply(changes).map(|_| ())
+    }
+}
+
+/// The lease that this node starts with, without grants.
+fn lease(incarnation: u64, members: Option<&Members>) -> Lease {
+    let Some(members) = members else { return Lease::endless(incarnation) };
+    Lease {
+        length_ns: members.lease.as_nanos() as u64,
+        members: members.version,
+        needed: members.majority() as u32 - 1,
+        ..Lease::until(incarnation, if members.nodes.len() == 1 { LEASE_ENDLESS } else { 0 })
+    }
+}
+
+/// The next input of the store; never one where there is none.
+async fn from_store(store: &mut Option<StoreLink>) -> Option<StoreInput> {
+    match store {
+        Some(store) => store.inputs.recv().await,
+        None => std::future::pending().await,
     }
 }
 

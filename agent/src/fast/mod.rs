@@ -7,6 +7,7 @@ mod driver;
 mod listen;
 mod metronome;
 pub mod netlink;
+mod peers;
 mod prober;
 mod solicit;
 pub mod steering;
@@ -14,12 +15,13 @@ pub mod steering;
 use std::io;
 use std::thread::{self, JoinHandle};
 
-use baton_core::{Config, Effect, Input, Machine, Time};
+use baton_core::{Effect, Input, Machine, Time};
 use tokio::sync::oneshot;
 
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
 use driver::Driver;
-pub use driver::{Links, now};
+pub use driver::{Links, Setup, StoreLink, now};
+pub use peers::Membership;
 pub use prober::{Identity, NamedPath, PathReader, Probing};
 
 use crate::io::kernel::{Kernel, KernelError};
@@ -87,8 +89,7 @@ impl From<KernelError> for FastError {
 /// Starts the fast thread; `ready` is told when the first input has been carried out, and `ended` is dropped when the
 /// thread ends, for whatever reason. It leaves everything as it is.
 pub fn spawn(
-    config: Config,
-    incarnation: u64,
+    start: Setup,
     kernel: Kernel,
     probing: Probing,
     links: Links,
@@ -105,7 +106,7 @@ pub fn spawn(
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FastError::Thread)?;
         runtime.block_on(async {
-            let driver = Driver::start(config, incarnation, kernel, probing, links)?;
+            let driver = Driver::start(start, kernel, probing, links)?;
             let _ = ready.send(()); // nobody waits: shutting down already
             driver.run().await
         })

@@ -12,13 +12,14 @@ use std::time::Duration;
 use baton_common::{
     PROBE_ETHERTYPE, PROBE_KIND_PROBE, PROBE_VERSION, Path, PathKey, ProbeConfig, ProbeFrame, SipKey,
 };
-use baton_core::{IfIndex, PathSample, ProbePort, Reading, TargetSample, Time};
+use baton_core::{IfIndex, PathSample, PeerPort, ProbePort, Reading, TargetSample, Time};
 use bytes::BytesMut;
 use nix::sys::socket::{MsgFlags, sendto};
 use tokio::sync::watch;
 
 use super::announce::{link_address, packet_socket};
 use super::metronome::Metronome;
+use super::peers::{Membership, PeerProber};
 use super::solicit::question;
 use super::{FastError, now};
 use crate::io::kernel::{PathTable, Stamps};
@@ -76,6 +77,8 @@ pub struct Probing {
     pub table: PathTable,
     /// Where the paths are published.
     pub paths: watch::Sender<Vec<NamedPath>>,
+    /// The cluster, if there is one.
+    pub membership: Option<Membership>,
 }
 
 /// The prober.
@@ -96,6 +99,7 @@ pub struct Prober {
     targets: BTreeMap<(IfIndex, IpAddr), TargetState>,
     reading: Reading,
     frame: BytesMut,
+    peers: Option<PeerProber>,
     named: watch::Sender<Vec<NamedPath>>,
 }
 
@@ -154,7 +158,7 @@ impl Prober {
     ///
     /// No packet socket, no timer, the path table refuses.
     pub fn new(probing: Probing, config: &baton_core::Config) -> Result<Prober, FastError> {
-        let Probing { identity, mut table, paths: named } = probing;
+        let Probing { identity, mut table, paths: named, membership } = probing;
         let Identity { key, node, incarnation } = identity;
         table.identify(ProbeConfig { key, incarnation, node, reserved: 0 })?;
         let probe_targets =
@@ -173,6 +177,7 @@ impl Prober {
             targets: BTreeMap::new(),
             reading: Reading::default(),
             frame: BytesMut::with_capacity(128),
+            peers: membership.map(PeerProber::new),
             named,
         })
     }
@@ -210,9 +215,61 @@ impl Prober {
         for index in 0..self.ports.len() {
             self.add_port(index)?;
         }
+        self.pair_with_peers(None)?;
         self.named.send_replace(self.names());
         self.set_timer()?;
         Ok(true)
+    }
+
+    /// Probes these ports of other members from now on.
+    ///
+    /// # Errors
+    ///
+    /// The path table refuses; the timer can't be set.
+    pub fn set_peers(&mut self, ports: Vec<PeerPort>) -> Result<(), FastError> {
+        if self.pair_with_peers(Some(ports))? {
+            self.named.send_replace(self.names());
+            self.set_timer()?;
+        }
+        Ok(())
+    }
+
+    fn pair_with_peers(&mut self, ports: Option<Vec<PeerPort>>) -> Result<bool, FastError> {
+        let limit = self.limit_ns();
+        let Some(peers) = &mut self.peers else { return Ok(false) };
+        Ok(peers.set(&self.ports, ports, &self.identity, limit, &mut self.table)?)
+    }
+
+    /// The prober of other members, where there is a cluster.
+    pub fn peers(&mut self) -> Option<&mut PeerProber> {
+        self.peers.as_mut()
+    }
+
+    /// This node is another incarnation from now on.
+    ///
+    /// # Errors
+    ///
+    /// The path table refuses.
+    pub fn set_incarnation(&mut self, incarnation: u64) -> Result<(), FastError> {
+        self.identity.incarnation = incarnation;
+        let Identity { key, node, .. } = self.identity;
+        self.table.identify(ProbeConfig { key, incarnation, node, reserved: 0 })?;
+        let [.., a, b, c, d] = incarnation.to_be_bytes();
+        for path in self.paths.values_mut() {
+            path.frame.incarnation = incarnation.to_be_bytes();
+            path.frame.returned_incarnation = [a, b, c, d];
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.set_incarnation(incarnation);
+        }
+        Ok(())
+    }
+
+    /// Probes the other members at once: there is news for them.
+    pub fn tell_peers(&mut self) {
+        if let Some(peers) = &mut self.peers {
+            peers.send(&self.identity, &self.probes, &self.table);
+        }
     }
 
     fn key(&self, from: IfIndex, to: IfIndex) -> PathKey {
@@ -275,8 +332,12 @@ impl Prober {
     }
 
     fn path(&self, to: &ProbePort, sequence: u64) -> Path {
+        Path::new(self.identity.incarnation, self.limit_ns(), to.mac, sequence)
+    }
+
+    fn limit_ns(&self) -> u64 {
         let interval = self.interval.as_nanos() as u64;
-        Path::new(self.identity.incarnation, 3 * interval + interval / 4, to.mac, sequence)
+        3 * interval + interval / 4
     }
 
     /// All of a path's probes that does not change.
@@ -311,12 +372,13 @@ impl Prober {
                 to: to.interface.clone(),
             })
         });
-        named.collect()
+        named.chain(self.peers.iter().flat_map(PeerProber::names)).collect()
     }
 
     /// Sets the timer: once an interval where there are paths, seldom where there are only targets.
     fn set_timer(&mut self) -> Result<(), FastError> {
-        let period = match (self.paths.is_empty(), self.targets.is_empty()) {
+        let alone = self.paths.is_empty() && !self.peers.as_ref().is_some_and(PeerProber::is_active);
+        let period = match (alone, self.targets.is_empty()) {
             (false, _) => Some(self.interval),
             (true, false) => Some(self.seldom()),
             (true, true) => None,
@@ -345,6 +407,10 @@ impl Prober {
                 silent.insert(state.segment);
             }
         }
+        if late && let Some(peers) = &mut self.peers {
+            peers.broken(start);
+        }
+        self.tell_peers();
         self.send_probes();
         self.ask(start, late, &silent);
     }

@@ -23,8 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Loaded;
 use crate::control::{self, LockError};
-use crate::fast::{self, FastError, Identity, Links, PathReader, Probing};
-use crate::io::kernel::{Kernel, KernelError};
+use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
+use crate::io::kernel::{Kernel, KernelError, node_number};
 use crate::journal::Journal;
 use crate::store::{FileStore, Store, StoreError};
 use crate::telemetry::{self, Metrics, Published};
@@ -106,12 +106,11 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     }
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let reader = kernel.reader()?;
-    let identity =
-        Identity { key: probe_key::load(state)?, node: probe_key::node_number(&config.node), incarnation };
+    let identity = Identity { key: probe_key::load(state)?, node: node_number(&config.node), incarnation };
     let (paths, named) = watch::channel(Vec::new());
     let table = kernel.path_table()?;
     let path_reader = PathReader { paths: named, stamps: table.stamps().clone() };
-    let probing = Probing { identity, table, paths };
+    let probing = Probing { identity, table, paths, membership: None };
     let messages = kernel.logger()?;
 
     let (publisher, published) = telemetry::channel();
@@ -133,11 +132,17 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     };
     let disk =
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
-    let links =
-        Links { inputs: inputs_rx, slow: records, events, publisher: publisher.clone(), stop: stop_rx };
+    let links = Links {
+        inputs: inputs_rx,
+        slow: records,
+        events,
+        publisher: publisher.clone(),
+        store: None,
+        stop: stop_rx,
+    };
     let sampler = sample::Sampler::new(&config, reader, path_reader, publisher, inputs);
-    let fast =
-        fast::spawn(config, incarnation, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
+    let setup = Setup { config, incarnation, cluster: None, grace: agent.agent_grace };
+    let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 
 use baton_common::SipKey;
 
-use crate::io::kernel::name_hash;
-
 /// File name in the state directory.
 pub const FILE: &str = "probe.key";
 /// Digits of a key.
@@ -86,12 +84,6 @@ fn make(path: &Path) -> io::Result<SipKey> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     Ok(SipKey::from_bytes(bytes))
-}
-
-/// The number that stands for a node in probe frames: a hash of its name.
-pub fn node_number(name: &str) -> u32 {
-    let hash = name_hash(name);
-    (hash >> 32) as u32 ^ hash as u32
 }
 
 #[cfg(test)]

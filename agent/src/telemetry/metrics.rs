@@ -88,7 +88,7 @@ impl Metrics {
     /// Counts what an event says. Every event must come here once.
     pub fn event(&self, event: &Event) {
         match &event.kind {
-            EventKind::Failover { kind, reason, .. } => {
+            EventKind::Failover { kind, reason, .. } | EventKind::Taken { kind, reason, .. } => {
                 let labels = FailoverLabels { kind: word(*kind), reason: Reason::word(*reason) };
                 self.failovers.get_or_create(&labels).inc();
             }
@@ -117,6 +117,17 @@ impl Metrics {
             | EventKind::AddressConflictOver { .. }
             | EventKind::Attached { .. }
             | EventKind::Serving { .. }
+            | EventKind::Verdict { .. }
+            | EventKind::NodeDead { .. }
+            | EventKind::Leaving { .. }
+            | EventKind::Deposed { .. }
+            | EventKind::LeaseBegins
+            | EventKind::LeaseOver
+            | EventKind::Incarnation { .. }
+            | EventKind::StoreLost
+            | EventKind::StoreBack
+            | EventKind::Draining { .. }
+            | EventKind::Resumed { .. }
             | EventKind::Resynced => {}
         }
     }
@@ -141,5 +152,7 @@ impl Metrics {
 fn word(kind: FailoverKind) -> &'static str {
     match kind {
         FailoverKind::Port => "port",
+        FailoverKind::Takeover => "takeover",
+        FailoverKind::Move => "move",
     }
 }

@@ -21,6 +21,7 @@
 
 mod announce;
 mod bind;
+mod cluster;
 mod paths;
 mod ports;
 mod start;
@@ -72,6 +73,7 @@ pub struct Machine {
     /// What was last asked for, by segment.
     steered: BTreeMap<String, Vec<IfIndex>>,
     watch: paths::Watch,
+    cluster: Option<cluster::Cluster>,
     repeats: announce::Repeats,
     conflicts: Vec<Conflict>,
     repair_at: Option<Time>,
@@ -145,10 +147,15 @@ impl Machine {
             Input::Paths(reading) => self.paths_read(reading),
             Input::Sample(sample) => self.sample(&sample),
             Input::Owned(server, owner) => self.owned(&server, owner),
+            Input::Peers(reading) => self.peers_read(reading),
+            Input::Verdict { voter, about, incarnation } => self.verdict_given(voter, about, incarnation),
+            Input::Store(input) => self.store(input),
+            Input::MarkCleared(server) => self.mark_cleared(&server),
             Input::Failed(effect, error) => self.failed(*effect, error),
             Input::Wake => {}
         }
         self.due();
+        self.settle();
         std::mem::take(&mut self.out)
     }
 
@@ -161,7 +168,8 @@ impl Machine {
     pub fn deadline(&self) -> Option<Time> {
         let holds = (0..self.ports.len()).filter_map(|p| self.ends_at(p));
         let conflicts = self.conflicts.iter().filter(|c| c.mac.is_some()).map(|c| c.seen + CLAIM_EXPIRES);
-        holds.chain(conflicts).chain(self.repeats.next()).chain(self.repair_at).min()
+        let cluster = self.cluster_deadline();
+        holds.chain(conflicts).chain(self.repeats.next()).chain(self.repair_at).chain(cluster).min()
     }
 
     /// Everything whose time has come.
@@ -410,6 +418,9 @@ impl Machine {
             | Effect::Forget(_)
             | Effect::ForgetUnresolved(_)
             | Effect::Announce(..)
+            | Effect::Condemn { .. }
+            | Effect::Incarnation(_)
+            | Effect::Store(_)
             | Effect::Event(_) => {}
         }
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);
@@ -423,7 +434,8 @@ impl Machine {
         for segment in self.segments() {
             self.steer(&segment);
         }
-        for i in 0..self.servers.len() {
+        self.clear_marks_again();
+        for i in 0..if self.cluster.is_some() { 0 } else { self.servers.len() } {
             if self.servers[i].owner.is_none() {
                 self.out.push(Effect::Take(self.servers[i].name.clone()));
             } else if !self.servers[i].marked {

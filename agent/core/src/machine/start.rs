@@ -4,14 +4,16 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::cluster::Cluster;
 use super::ports::Port;
 use super::{Machine, Server, Vip};
 use crate::{Effect, EventKind, IfIndex, Start};
 
 impl Machine {
     pub(super) fn start(&mut self, start: Start) {
-        let Start { config, incarnation, found, bound, marked } = start;
-        *self = Machine { now: self.now, incarnation, ..Machine::default() };
+        let Start { config, incarnation, found, bound, marked, cluster } = start;
+        let cluster = cluster.map(|c| Cluster::new(c, &config.node, self.now));
+        *self = Machine { now: self.now, incarnation, cluster, ..Machine::default() };
         self.ports = config.ports.iter().map(Port::new).collect();
         self.names = found.links.iter().map(|l| (l.ifindex, l.name.clone())).collect();
 
@@ -37,7 +39,7 @@ impl Machine {
         for segment in self.segments() {
             self.steer(&segment);
         }
-        for i in 0..self.servers.len() {
+        for i in 0..if self.cluster.is_some() { 0 } else { self.servers.len() } {
             self.out.push(Effect::Take(self.servers[i].name.clone()));
         }
         for address in bound.into_keys().filter(|a| !self.vips.contains_key(a)).collect::<Vec<_>>() {

@@ -38,6 +38,9 @@ fn config(ports: &[&str], servers: &[(&str, u32, &[&str])]) -> Config {
                 name: name.to_string(),
                 priority: *priority,
                 migrate: true,
+                preferred_nodes: Vec::new(),
+                failback: Default::default(),
+                reroute: true,
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             })
             .collect(),
@@ -65,6 +68,7 @@ fn start(config: Config) -> Start {
         found: Found { links, addresses: vec![] },
         bound: BTreeMap::new(),
         marked: BTreeSet::new(),
+        cluster: None,
     }
 }
 

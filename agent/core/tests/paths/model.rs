@@ -86,6 +86,9 @@ fn config(ports: usize, targets: bool, interval: Duration) -> Config {
             name: "s".into(),
             priority: 100,
             migrate: true,
+            preferred_nodes: Vec::new(),
+            failback: Default::default(),
+            reroute: true,
             addresses: (0..ports)
                 .map(|p| format!("10.0.0.{}/24", 10 + p).parse().expect("an address"))
                 .collect(),
@@ -133,6 +136,7 @@ impl Net {
             found: Found { links: (0..ports).map(|p| link(p, true)).collect(), addresses: vec![] },
             bound: BTreeMap::new(),
             marked: BTreeSet::new(),
+            cluster: None,
         };
         net.tell(Input::Start(Box::new(start)));
         (0..ports).for_each(|p| drop(net.tell(Input::Attached(ifindex(p), Attachment::Native))));

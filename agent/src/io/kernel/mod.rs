@@ -11,6 +11,7 @@ mod bpffs;
 mod counters;
 mod error;
 mod paths;
+mod peers;
 mod registry;
 mod reports;
 mod rtnetlink;
@@ -30,6 +31,7 @@ pub use bpffs::remove_all;
 pub use counters::CounterReader;
 pub use error::KernelError;
 pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
+pub use peers::{PeerTable, node_number, sample as peer_sample};
 pub use reports::{Report, Reports};
 
 pub use registry::hash as name_hash;

@@ -226,7 +226,7 @@ fn target_key(port: IfIndex, target: IpAddr) -> TargetKey {
     TargetKey { address, family, ifindex: port.0 }
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+pub(super) fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, KernelError> {
@@ -235,7 +235,7 @@ fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
 }
 
 /// A memory-mapped array. The mapping keeps the map.
-struct Mapped<T> {
+pub(super) struct Mapped<T> {
     start: NonNull<T>,
     entries: u32,
     bytes: NonZeroUsize,
@@ -248,7 +248,7 @@ unsafe impl<T: Pod> Send for Mapped<T> {}
 unsafe impl<T: Pod> Sync for Mapped<T> {}
 
 impl<T: Pod> Mapped<T> {
-    fn new(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Self, KernelError> {
+    pub(super) fn new(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Self, KernelError> {
         // An entry takes a multiple of eight bytes (array_map_alloc, kernel/bpf/arraymap.c).
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let array: Array<MapData, T> = map(ebpf, name)?;
@@ -274,7 +274,7 @@ impl<T: Pod> Mapped<T> {
         unsafe { self.at(slot).read_volatile() }
     }
 
-    fn write(&self, slot: u32, value: T) {
+    pub(super) fn write(&self, slot: u32, value: T) {
         // SAFETY: as above.
         unsafe { self.at(slot).write_volatile(value) }
     }

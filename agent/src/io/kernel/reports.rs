@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{MapData, RingBuf};
-use baton_common::Silence;
+use baton_common::{Silence, Verdict};
 use baton_core::{Claim, IfIndex};
 
 use super::{KernelError, open_pinned};
@@ -21,6 +21,8 @@ pub enum Report {
     Claim(Claim),
     /// A path has not been heard for its limit: the path table says which.
     Silence,
+    /// A member calls another one dead.
+    Verdict(Verdict),
 }
 
 impl Reports {
@@ -50,6 +52,9 @@ impl AsRawFd for Reports {
 fn decode(bytes: &[u8]) -> Option<Report> {
     if record::<Silence>(bytes).is_some() {
         return Some(Report::Silence);
+    }
+    if let Some(verdict) = record::<Verdict>(bytes) {
+        return Some(Report::Verdict(verdict));
     }
     let record = record::<baton_common::Claim>(bytes)?;
     let address = match record.family {

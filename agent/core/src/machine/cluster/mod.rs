@@ -1,0 +1,309 @@
+//! Who serves what in a cluster (lease.md): verdicts on other members, ownership, and this node's own incarnation.
+//!
+//! After every input [`Machine::settle`] looks at everything that is known and asks for what should be and is neither so
+//! nor under way. It may run at any time and any number of times.
+//!
+//! | rule of lease.md | here |
+//! |---|---|
+//! | R3 verdicts | `verdicts`: asked for when nothing was heard for D; the kernel programs decide, in one step; then it counts |
+//! | R4 lost memory | `verdicts`: none for D after a start that found no memory |
+//! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried |
+//! | R7 release | `ownership`: sent when the mark is known to be off; after it, a touch is needed to serve again |
+//! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead |
+//! | R10 members | records are judged in the version that they name; others than ours are left alone |
+//! | R11 oneself | `verdicts`: of other members only |
+//!
+//! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
+//! where they don't the compare-and-swap decides.
+
+mod incarnation;
+mod ownership;
+mod succession;
+mod verdicts;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Machine;
+use crate::cluster::{Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
+use crate::{ClusterStart, Effect, EventKind, PeerPort, PeerReading, PeerSample, Reason, Time};
+
+/// A request that the store could not answer is made again after this long.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is known of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cluster {
+    members: Members,
+    /// This node's name,
+    me: String,
+    /// and slot.
+    slot: u8,
+    witness: bool,
+    /// The store has been read as a whole.
+    loaded: bool,
+    /// It answers.
+    reachable: bool,
+    nodes: BTreeMap<String, NodeRecord>,
+    /// Owner records with their revisions.
+    records: BTreeMap<String, (Record, u64)>,
+    draining: BTreeSet<String>,
+    /// Virtual servers that an administrator wants elsewhere: where, and the revision of the wish.
+    wishes: BTreeMap<String, (String, u64)>,
+    /// (voter, about), by slots: dead up to this incarnation.
+    #[serde(with = "crate::input::pairs")]
+    verdicts: BTreeMap<(u8, u8), u64>,
+    /// No verdict of ours before this time.
+    mute_until: Time,
+    reading: PeerReading,
+    read: Time,
+    /// Writes of owner records under way.
+    writing: BTreeMap<String, Record>,
+    /// Virtual servers that are being given up: for whom, and why.
+    leaving: BTreeMap<String, (String, Reason)>,
+    /// Those of them whose mark is not yet known to be off.
+    clearing: BTreeSet<String>,
+    /// Since when each virtual server could be taken.
+    vacant: BTreeMap<String, Time>,
+    /// With which incarnation this process last wrote each owner record, where nobody has written it since (R6).
+    touched: BTreeMap<String, u64>,
+    incarnation: incarnation::Change,
+    /// When the incarnation last changed.
+    switched: Time,
+    published: Option<NodeRecord>,
+    /// Since when each other node could be given something, as far as this node knows.
+    fit_since: BTreeMap<String, Time>,
+    had_lease: bool,
+    ask_again: Option<Time>,
+    /// When this node's turn to take something comes next, or another one is fit for a failback.
+    next_turn: Option<Time>,
+    /// What the records were before a write that is under way.
+    replaced: BTreeMap<String, Record>,
+}
+
+impl Cluster {
+    pub(super) fn new(start: ClusterStart, node: &str, now: Time) -> Cluster {
+        let ClusterStart { members, witness, lost_memory, verdicts } = start;
+        let slot = members.get(node).map_or(u8::MAX, |m| m.slot);
+        let mute_until = if lost_memory { now + members.silence() } else { now };
+        Cluster {
+            me: node.to_owned(),
+            slot,
+            witness,
+            loaded: false,
+            reachable: true,
+            nodes: BTreeMap::new(),
+            records: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            wishes: BTreeMap::new(),
+            verdicts,
+            mute_until,
+            reading: PeerReading::default(),
+            read: now,
+            writing: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            clearing: BTreeSet::new(),
+            vacant: BTreeMap::new(),
+            touched: BTreeMap::new(),
+            incarnation: incarnation::Change::None,
+            switched: Time::default(),
+            published: None,
+            fit_since: BTreeMap::new(),
+            had_lease: false,
+            ask_again: None,
+            next_turn: None,
+            replaced: BTreeMap::new(),
+            members,
+        }
+    }
+
+    /// Has this node a lease, as of the last reading?
+    fn has_lease(&self, now: Time) -> bool {
+        self.members.nodes.len() == 1 || self.reading.lease.is_some_and(|end| now < end)
+    }
+
+    /// Was this member heard, both ways, within D of `at`?
+    fn is_heard(&self, peer: &PeerSample, at: Time) -> bool {
+        peer.answered.is_some_and(|t| at.since(t) < self.members.silence())
+    }
+
+    fn name(&self, slot: u8) -> String {
+        let member = self.members.nodes.iter().find(|m| m.slot == slot);
+        member.map_or_else(|| format!("#{slot}"), |m| m.name.clone())
+    }
+}
+
+impl Machine {
+    /// Ports of other members that are to be probed.
+    pub fn peer_ports(&self) -> Vec<PeerPort> {
+        let Some(cluster) = &self.cluster else { return Vec::new() };
+        let others = cluster.members.nodes.iter().filter(|m| m.slot != cluster.slot);
+        let ports = others.filter_map(|m| Some((m, cluster.nodes.get(&m.name)?))).flat_map(|(m, node)| {
+            node.ports.iter().map(|p| PeerPort {
+                node: m.name.clone(),
+                slot: m.slot,
+                incarnation: node.incarnation,
+                number: p.number,
+                interface: p.interface.clone(),
+                segment: p.segment.clone(),
+                mac: p.mac,
+            })
+        });
+        ports.collect()
+    }
+
+    /// This node's own verdicts that the others are to know: whom, by slot, up to which incarnation.
+    pub fn own_verdicts(&self) -> Vec<(u8, u64)> {
+        let Some(cluster) = &self.cluster else { return Vec::new() };
+        let peers = cluster.reading.peers.iter();
+        let verdicts = peers.map(|p| (p.slot, cluster.verdict(cluster.slot, p.slot), cluster.latest(p)));
+        let fresh = verdicts.filter(|&(_, verdict, latest)| verdict != 0 && verdict >= latest);
+        fresh.map(|(slot, verdict, _)| (slot, verdict)).collect()
+    }
+
+    pub(super) fn peers_read(&mut self, reading: PeerReading) {
+        let now = self.now;
+        let Some(cluster) = &mut self.cluster else { return };
+        (cluster.reading, cluster.read) = (reading, now);
+        let has = cluster.has_lease(now);
+        if has != std::mem::replace(&mut cluster.had_lease, has) {
+            self.event(if has { EventKind::LeaseBegins } else { EventKind::LeaseOver });
+        }
+    }
+
+    pub(super) fn store(&mut self, input: StoreInput) {
+        match input {
+            StoreInput::All(changes) => {
+                let Some(cluster) = &mut self.cluster else { return };
+                cluster.loaded = true;
+                let before = std::mem::take(&mut cluster.records);
+                cluster.nodes.clear();
+                cluster.draining.clear();
+                cluster.wishes.clear();
+                changes.into_iter().for_each(|c| self.store_changed(c));
+                // What was read later than this view is not undone by it.
+                let Some(cluster) = &mut self.cluster else { return };
+                cluster.nodes.extend(cluster.published.clone().map(|node| (cluster.me.clone(), node)));
+                for (server, (record, revision)) in before {
+                    if cluster.records.get(&server).is_none_or(|(_, r)| *r < revision) {
+                        cluster.records.insert(server, (record, revision));
+                    }
+                }
+            }
+            StoreInput::Changed(changes) => changes.into_iter().for_each(|c| self.store_changed(c)),
+            StoreInput::Written { server, record, revision } => self.written(&server, record, revision),
+            StoreInput::NotWritten { server, current } => self.not_written(&server, current),
+            StoreInput::Incarnation(incarnation) => self.allotted(incarnation),
+            StoreInput::Failed(request, error) => self.store_failed(request, error),
+            StoreInput::Reachable(reachable) => {
+                let Some(cluster) = &mut self.cluster else { return };
+                if std::mem::replace(&mut cluster.reachable, reachable) != reachable {
+                    self.event(if reachable { EventKind::StoreBack } else { EventKind::StoreLost });
+                }
+            }
+        }
+    }
+
+    fn store_changed(&mut self, change: StoreChange) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let StoreChange { revision, entry } = change;
+        match entry {
+            Entry::Node(name, Some(node)) => {
+                if name != cluster.me {
+                    cluster.nodes.insert(name, node);
+                }
+            }
+            Entry::Node(name, None) => {
+                cluster.nodes.remove(&name);
+            }
+            Entry::Record(server, record) => self.learn(&server, record.map(|r| (r, revision)), revision),
+            Entry::Drain(node, true) => {
+                if cluster.draining.insert(node.clone()) {
+                    self.event(EventKind::Draining { node });
+                }
+            }
+            Entry::Drain(node, false) => {
+                if cluster.draining.remove(&node) {
+                    self.event(EventKind::Resumed { node });
+                }
+            }
+            Entry::Move(server, Some(to)) => {
+                cluster.wishes.insert(server, (to, revision));
+            }
+            Entry::Move(server, None) => {
+                cluster.wishes.remove(&server);
+            }
+            // The agent starts anew with these.
+            Entry::Members(_) | Entry::Generation(_) | Entry::Incarnation(..) => {}
+        }
+    }
+
+    fn store_failed(&mut self, request: StoreRequest, error: String) {
+        let now = self.now;
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.ask_again.get_or_insert(now + ASK_AGAIN);
+        let what = match request {
+            StoreRequest::Write { server, .. } => {
+                cluster.writing.remove(&server);
+                format!("write the owner record of {server}")
+            }
+            StoreRequest::NewIncarnation { .. } => {
+                cluster.incarnation = incarnation::Change::None;
+                "take a new incarnation".to_owned()
+            }
+            StoreRequest::Publish(_) => "publish this node's record".to_owned(),
+            StoreRequest::MoveDone { server, .. } => format!("remove the wish to move {server}"),
+        };
+        self.tell_failure(what, error);
+    }
+
+    /// Asks for whatever should be and is neither so nor under way.
+    pub(super) fn settle(&mut self) {
+        let now = self.now;
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.ask_again.is_some_and(|t| t <= now) {
+            cluster.ask_again = None;
+        }
+        self.give_verdicts();
+        self.publish_node();
+        if self.cluster.as_ref().is_none_or(|c| !c.loaded || c.ask_again.is_some()) {
+            return;
+        }
+        self.change_incarnation();
+        self.settle_ownership();
+    }
+
+    /// When something is due that no input will tell of.
+    pub(super) fn cluster_deadline(&self) -> Option<Time> {
+        let cluster = self.cluster.as_ref()?;
+        cluster.ask_again.into_iter().chain(cluster.next_turn).min()
+    }
+
+    fn publish_node(&mut self) {
+        let node = NodeRecord {
+            incarnation: self.incarnation,
+            witness: self.cluster.as_ref().is_some_and(|c| c.witness),
+            ports: self.ports.iter().filter_map(node_port).collect(),
+        };
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.published.as_ref() != Some(&node) {
+            cluster.published = Some(node.clone());
+            cluster.nodes.insert(cluster.me.clone(), node.clone());
+            self.out.push(Effect::Store(StoreRequest::Publish(node)));
+        }
+    }
+}
+
+fn node_port(port: &super::ports::Port) -> Option<NodePort> {
+    let link = port.link.as_ref().filter(|l| l.mac != [0; 6])?;
+    Some(NodePort {
+        number: link.ifindex.0,
+        interface: port.interface.clone(),
+        segment: port.segment.clone(),
+        mac: link.mac,
+        usable: port.is_usable(),
+    })
+}

@@ -1,0 +1,233 @@
+//! Ownership: taking, touching, giving up.
+//!
+//! | the record names | and the mark here is | then |
+//! |---|---|---|
+//! | nobody | off | this node takes it when it is its turn |
+//! | this node | on | it is served; or given up: mark off, confirmed, then released |
+//! | this node | off | touched: written again with this incarnation; the mark goes on when that has succeeded |
+//! | another node | on | mark off, addresses removed: it was taken from us |
+//! | another node, dead | off | this node takes it when it is its turn |
+//! | another node, alive | off | nothing |
+//! | released | off | this node takes it when it is its turn |
+
+use super::super::Machine;
+use super::Cluster;
+use super::incarnation::Change;
+use super::succession::Successor;
+use crate::cluster::{Record, Release, StoreRequest};
+use crate::{Effect, EventKind, FailoverKind, Owner, Reason};
+
+impl Cluster {
+    pub(super) fn is_own(&self, record: &Record) -> bool {
+        record.node == self.me && record.released.is_none()
+    }
+
+    /// Has this process written the record with this incarnation, and nobody since (R6)?
+    pub(super) fn may_mark(&self, server: &str, incarnation: u64) -> bool {
+        let own = |(r, _): &(Record, u64)| self.is_own(r) && r.incarnation == incarnation;
+        self.records.get(server).is_some_and(own) && self.touched.get(server) == Some(&incarnation)
+    }
+}
+
+impl Machine {
+    /// The store holds this record, or none, as of this revision.
+    pub(super) fn learn(&mut self, server: &str, record: Option<(Record, u64)>, revision: u64) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.records.get(server).is_some_and(|(_, known)| *known >= revision) {
+            return;
+        }
+        // Also our own writes come by here; `written` says so then, or has said so.
+        cluster.touched.remove(server);
+        cluster.vacant.remove(server);
+        match record {
+            Some(record) => cluster.records.insert(server.to_owned(), record),
+            None => cluster.records.remove(server),
+        };
+    }
+
+    pub(super) fn written(&mut self, server: &str, record: Record, revision: u64) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.writing.remove(server);
+        if cluster.records.get(server).is_some_and(|(_, known)| *known > revision) {
+            return; // and changed again since
+        }
+        let before = cluster.records.insert(server.to_owned(), (record.clone(), revision)).map(|(r, _)| r);
+        cluster.vacant.remove(server);
+        let before = before.filter(|b| *b != record).or_else(|| cluster.replaced.remove(server));
+        cluster.replaced.remove(server);
+        if record.released.is_some() {
+            cluster.touched.remove(server);
+            let wish = cluster.wishes.get(server).cloned();
+            if let Some((_, revision)) = wish {
+                let server = server.to_owned();
+                self.out.push(Effect::Store(StoreRequest::MoveDone { server, revision }));
+            }
+            return;
+        }
+        cluster.touched.insert(server.to_owned(), record.incarnation);
+        let Some(index) = self.servers.iter().position(|s| s.name == server) else { return };
+        let taken = before.as_ref().is_none_or(|b| b.epoch != record.epoch);
+        if record.incarnation != self.incarnation {
+            return; // a change of incarnation is under way: it sets the mark
+        }
+        self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
+        self.serve(index);
+        if taken {
+            let (kind, reason, from) = cause(before.as_ref());
+            self.failovers += 1;
+            let server = server.to_owned();
+            let taken = EventKind::Taken { server, kind, reason, from, epoch: record.epoch };
+            self.event_of(Some(self.failovers), taken);
+        }
+        self.event(EventKind::Serving { server: server.to_owned(), epoch: record.epoch });
+    }
+
+    pub(super) fn not_written(&mut self, server: &str, current: Option<(Record, u64)>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.writing.remove(server);
+        let revision = current.as_ref().map_or(u64::MAX, |(_, r)| *r);
+        self.learn(server, current, revision);
+    }
+
+    /// Writes an owner record, unless a write is under way.
+    pub(super) fn write(&mut self, server: String, expected: u64, record: Record) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.writing.contains_key(&server) {
+            return;
+        }
+        if let Some((before, _)) = cluster.records.get(&server) {
+            cluster.replaced.insert(server.clone(), before.clone());
+        }
+        cluster.writing.insert(server.clone(), record.clone());
+        self.out.push(Effect::Store(StoreRequest::Write { server, expected, record }));
+    }
+
+    /// Stops serving: the mark goes off, and the addresses go.
+    pub(super) fn stop_serving(&mut self, index: usize) {
+        let server = self.servers[index].name.clone();
+        self.servers[index].marked = false;
+        self.servers[index].owner = None;
+        self.out.push(Effect::Mark { server, incarnation: None });
+        let mut gone = Vec::new();
+        for (address, vip) in self.vips.iter_mut().filter(|(_, v)| v.server == index) {
+            vip.port = None;
+            gone.extend(self.assigned.iter().copied().filter(|(a, _)| a == address));
+        }
+        self.remove(gone);
+    }
+
+    /// The kernel programs don't serve it any more.
+    pub(in crate::machine) fn mark_cleared(&mut self, server: &str) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.clearing.remove(server);
+        }
+    }
+
+    /// Asks again for marks to be cleared where that is not confirmed.
+    pub(in crate::machine) fn clear_marks_again(&mut self) {
+        let Some(cluster) = &self.cluster else { return };
+        let again =
+            cluster.clearing.iter().map(|server| Effect::Mark { server: server.clone(), incarnation: None });
+        self.out.extend(again);
+    }
+
+    pub(super) fn settle_ownership(&mut self) {
+        let Some(cluster) = &self.cluster else { return };
+        let busy = cluster.incarnation != Change::None;
+        let plan = self.successions();
+        self.follow_fitness();
+        for index in 0..self.servers.len() {
+            let server = self.servers[index].name.clone();
+            let Some(cluster) = &self.cluster else { return };
+            if cluster.writing.contains_key(&server) || cluster.clearing.contains(&server) {
+                continue;
+            }
+            match cluster.records.get(&server).cloned() {
+                Some((record, revision)) if cluster.is_own(&record) => {
+                    if !busy {
+                        self.settle_own(index, record, revision);
+                    }
+                }
+                other => {
+                    if self.servers[index].marked {
+                        self.event(EventKind::Deposed { server: server.clone() });
+                        self.stop_serving(index);
+                    }
+                    let successor = plan.get(index).cloned().flatten();
+                    if !busy {
+                        self.take_if_due(&server, other, successor);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The record names this node: serve, or give it up.
+    fn settle_own(&mut self, index: usize, record: Record, revision: u64) {
+        let server = self.servers[index].name.clone();
+        if self.servers[index].marked {
+            let Some((next, reason)) = self.give_up(index) else { return };
+            self.event(EventKind::Leaving { server: server.clone(), to: next.clone(), reason });
+            self.stop_serving(index);
+            if let Some(cluster) = &mut self.cluster {
+                cluster.leaving.insert(server.clone(), (next, reason));
+                cluster.clearing.insert(server); // the release follows when the kernel has confirmed
+            }
+        } else if let Some((next, reason)) = self.leaving(&server) {
+            let released = Some(Release { next: Some(next), reason });
+            self.write(server, revision, Record { released, ..record });
+        } else {
+            let version = self.cluster.as_ref().map_or(0, |c| c.members.version);
+            let record = Record { incarnation: self.incarnation, members: version, ..record };
+            self.write(server, revision, record);
+        }
+    }
+
+    /// For whom it is being given up, if it is.
+    fn leaving(&mut self, server: &str) -> Option<(String, Reason)> {
+        self.cluster.as_mut()?.leaving.remove(server)
+    }
+
+    /// Takes it if this node is to, now.
+    fn take_if_due(&mut self, server: &str, current: Option<(Record, u64)>, successor: Option<Successor>) {
+        let now = self.now;
+        let Some(cluster) = &mut self.cluster else { return };
+        let free = current.as_ref().is_none_or(|(r, _)| r.released.is_some() || cluster.is_dead(r));
+        if !free {
+            cluster.vacant.remove(server);
+            return;
+        }
+        let since = *cluster.vacant.entry(server.to_owned()).or_insert(now);
+        let lease = cluster.has_lease(now);
+        let Some(turn) = successor.and_then(|s| s.turn) else { return };
+        if since + turn > now {
+            cluster.next_turn = cluster.next_turn.into_iter().chain([since + turn]).min();
+            return;
+        }
+        if !lease {
+            return;
+        }
+        let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
+        let record = Record {
+            node: cluster.me.clone(),
+            incarnation: self.incarnation,
+            members: cluster.members.version,
+            epoch: epoch + 1,
+            released: None,
+        };
+        self.write(server.to_owned(), expected, record);
+    }
+}
+
+/// Why it was taken, and from whom.
+fn cause(before: Option<&Record>) -> (FailoverKind, Reason, Option<String>) {
+    match before {
+        None => (FailoverKind::Takeover, Reason::First, None),
+        Some(Record { node, released: Some(release), .. }) => {
+            (FailoverKind::Move, release.reason, Some(node.clone()))
+        }
+        Some(Record { node, released: None, .. }) => {
+            (FailoverKind::Takeover, Reason::NodeDead, Some(node.clone()))
+        }
+    }
+}
