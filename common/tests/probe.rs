@@ -71,7 +71,7 @@ fn each_refusal_is_named() {
     padded.resize(128, 0xaa);
     assert_eq!(parse_probe(&padded, key), Ok(frame()), "what a switch appends is ignored");
     assert_eq!(parse_probe(&whole, SipKey::from_bytes([1; 16])), Err(ProbeRefused::Forged));
-    for (version, kind) in [(0, 1), (2, 1), (1, 0), (1, 3)] {
+    for (version, kind) in [(0, 1), (PROBE_VERSION + 1, 1), (PROBE_VERSION, 0), (PROBE_VERSION, 3)] {
         let mut other = frame();
         (other.version, other.kind) = ([version], [kind]);
         other.seal(key);

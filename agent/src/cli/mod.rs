@@ -4,6 +4,7 @@
 //! 64 bad configuration.
 
 mod check;
+mod cluster;
 mod events;
 mod log;
 mod paths;
@@ -49,6 +50,32 @@ enum Command {
     Check {
         /// The file, instead of --config
         file: Option<PathBuf>,
+    },
+    /// Write what is defined for the whole cluster
+    Apply {
+        /// The file, with [cluster], [timing], [[segment]] and [[virtual_server]]
+        file: PathBuf,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Move a virtual server to another node
+    Move {
+        /// Its name
+        server: String,
+        /// The node
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
+    /// Move all virtual servers off a node, and let it take none
+    Drain {
+        /// The node
+        node: String,
+    },
+    /// Let a node take virtual servers again
+    Resume {
+        /// The node
+        node: String,
     },
     /// Show ports, virtual servers and conflicts
     Status {
@@ -128,6 +155,12 @@ impl Cli {
         match self.command {
             Command::Run => slow::run(load(file)?).map_err(|e| CliError::Other(e.to_string())),
             Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
+            Command::Apply { file: definitions, dry_run } => {
+                cluster::apply(&load(file)?, &definitions, dry_run)
+            }
+            Command::Move { server, to } => cluster::change_owner(&load(file)?, &server, &to),
+            Command::Drain { node } => cluster::drain(&load(file)?, &node),
+            Command::Resume { node } => cluster::resume(&load(file)?, &node),
             Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),

@@ -6,64 +6,239 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use baton_core::Config;
-use baton_core::config::{Failback, PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use ipnet::IpNet;
 
 use super::problem::Findings;
 use super::reader::{At, nearest};
 use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
-    AgentConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, PathsConfig, StoreConfig, StoreKind,
-    TelemetryConfig,
+    AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig,
+    EtcdCredentials, EtcdTls, PathsConfig, StoreConfig, StoreKind, TelemetryConfig,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Checks the whole and builds the result. It is only meant to be used if no error was found.
+/// Checks a node's file and builds the result. It is only meant to be used if no error was found.
 pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)> {
-    check_store(&raw, f);
+    let etcd = check_store(&raw, f);
     let node = node_name(raw.node.as_ref(), f);
-    check_names("segment", raw.segments.iter().filter_map(|s| s.name.as_ref()), f);
-    check_names("virtual server", raw.servers.iter().filter_map(|s| s.name.as_ref()), f);
     check_ports(&raw, f);
-    check_subnets(&raw.segments, f);
-    for segment in &raw.segments {
-        check_hosts(segment, f);
-        warn_blind(segment, &raw, f);
+    if etcd.is_some() {
+        for section in raw.sections.iter().filter(|s| CLUSTER_WIDE.contains(&s.value)) {
+            f.error(
+                section.at,
+                format!("`{}` is cluster-wide with the store \"etcd\"", section.value),
+                "put it into the file for `baton apply`, and remove it here",
+            );
+        }
+    } else {
+        check_definitions(&raw, f);
+        check_segments_known(&raw, f);
+        raw.segments.iter().for_each(|s| warn_blind(s, &raw, f));
     }
-    check_servers(&raw, f);
-    let (timing, lease) = timing(&raw.timing, f);
-    let agent = agent_config(&raw, lease, f);
+    let (timing, lease, _) = timing(&raw.timing, f);
+    let agent = agent_config(&raw, lease, etcd, f);
     Some((
         Config { node: node?, ports: ports(&raw), timing, segments: segments(&raw), servers: servers(&raw) },
         agent,
     ))
 }
 
-fn check_store(raw: &Raw, f: &mut Findings) {
-    let etcd = raw.store.kind.as_ref().filter(|k| k.value == "etcd");
-    if let Some(kind) = etcd {
+/// Sections that no node may have for itself where there is a cluster.
+const CLUSTER_WIDE: [&str; 3] = ["timing", "segment", "virtual_server"];
+
+/// Checks the file for `baton apply` and builds the result.
+pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> {
+    for section in raw.sections.iter().filter(|s| s.value != "cluster" && !CLUSTER_WIDE.contains(&s.value)) {
+        f.error(
+            section.at,
+            format!("`{}` belongs to a node, not to the cluster", section.value),
+            "put it into the node's own file, and remove it here",
+        );
+    }
+    check_definitions(raw, f);
+    let cluster = raw.cluster.as_ref();
+    let members = cluster.and_then(|c| c.members.as_ref());
+    for key in cluster.map_or(&[][..], |c| &c.keys) {
+        if !matches!(key.value, "members" | "two_nodes_never_take_over") {
+            f.error(
+                key.at,
+                format!("`{}` in [cluster] belongs to a node", key.value),
+                "put it into the node's own file, and remove it here",
+            );
+        }
+    }
+    let Some(members) = members else {
+        f.error(
+            cluster.map_or(0, |c| c.at),
+            "no `members` in [cluster]",
+            "name all nodes, witnesses too: members = [\"fs1\", \"fs2\", \"fs3\"]",
+        );
+        return None;
+    };
+    check_names("member", members.value.iter(), f);
+    if members.value.is_empty() || members.value.len() > baton_common::MAX_MEMBERS {
+        f.error(
+            members.at,
+            format!("{} members", members.value.len()),
+            format!("name 1 to {} nodes", baton_common::MAX_MEMBERS),
+        );
+    }
+    if members.value.len() == 2 && !cluster.is_some_and(|c| c.two_nodes) {
+        f.error(
+            members.at,
+            "two nodes without a third vote never take over from each other, and when either dies both stop serving",
+            "add a third node or a witness, or say two_nodes_never_take_over = true",
+        );
+    }
+    let known: Vec<&str> = members.value.iter().map(|m| m.value.as_str()).collect();
+    for node in
+        raw.servers.iter().flat_map(|s| &s.preferred_nodes).filter(|n| !known.contains(&n.value.as_str()))
+    {
+        let fix = match nearest(&node.value, &known) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "add it to `members`, or remove it here".to_owned(),
+        };
+        f.error(node.at, format!("preferred node \"{}\" is no member", node.value), fix);
+    }
+    let (timing, lease, slack) = timing(&raw.timing, f);
+    if lease < 4 * timing.probe_interval {
+        let at = raw.timing.lease.as_ref().or(raw.timing.probe_interval.as_ref()).map_or(0, |d| d.at);
+        f.warn(
+            at,
+            "`lease` is shorter than four of `probe_interval`: two lost probes in a row end it",
+            "raise it, or lower `probe_interval`",
+        );
+    }
+    Some(Definitions {
+        members: members.value.iter().map(|m| m.value.clone()).collect(),
+        timing,
+        lease,
+        slack,
+        segments: segments(raw),
+        servers: servers(raw),
+    })
+}
+
+/// What is defined for the whole cluster, or for a node that is alone.
+fn check_definitions(raw: &Raw, f: &mut Findings) {
+    if raw.segments.is_empty() {
+        f.error(0, "no [[segment]]", "add one for each client subnet, with `name` and `subnets`");
+    }
+    check_names("segment", raw.segments.iter().filter_map(|s| s.name.as_ref()), f);
+    check_names("virtual server", raw.servers.iter().filter_map(|s| s.name.as_ref()), f);
+    check_subnets(&raw.segments, f);
+    raw.segments.iter().for_each(|s| check_hosts(s, f));
+    check_servers(raw, f);
+}
+
+/// What the configuration says of etcd, if that is the store.
+fn check_store(raw: &Raw, f: &mut Findings) -> Option<(EtcdConfig, ClusterConfig)> {
+    let Some(kind) = raw.store.kind.as_ref().filter(|k| k.value == "etcd") else {
+        for key in &raw.store.etcd_keys {
+            f.error(
+                key.at,
+                format!("`{}` in [store] belongs to the store \"etcd\"", key.value),
+                "remove it: the store \"file\" has only `path`",
+            );
+        }
+        if let Some(cluster) = &raw.cluster {
+            f.error(
+                cluster.at,
+                "[cluster] needs the store \"etcd\"",
+                "add kind = \"etcd\" and `endpoints` to [store], or remove [cluster]: this node then serves alone",
+            );
+        }
+        return None;
+    };
+    let endpoints = &raw.store.endpoints;
+    if endpoints.is_empty() {
         f.error(
             kind.at,
-            "the store \"etcd\" is not in this version",
-            "use kind = \"file\", which serves one node",
-        );
-        return;
-    }
-    for key in &raw.store.etcd_keys {
-        f.error(
-            key.at,
-            format!("`{}` in [store] belongs to the store \"etcd\"", key.value),
-            "remove it: the store \"file\" has only `path`",
+            "no `endpoints` in [store]",
+            "name etcd's client URLs, the local member first: endpoints = [\"http://127.0.0.1:2379\"]",
         );
     }
-    if let Some(at) = raw.cluster {
+    let mut seen = HashMap::new();
+    for endpoint in endpoints {
+        check_endpoint(endpoint, raw.store.tls.is_some(), f);
+        unique(&mut seen, &endpoint.value, endpoint.at, f, || {
+            (format!("{} is there twice", endpoint.value), "remove one of the two".to_owned())
+        });
+    }
+    let tls = raw.store.tls.as_ref().map(|tls| {
+        let identity = tls.certificate.clone().zip(tls.key.clone());
+        if tls.ca.is_none() {
+            f.error(
+                tls.at,
+                "no `ca` in tls",
+                "name the certificate of the authority that signed etcd's: ca = \"/etc/baton/ca.pem\"",
+            );
+        }
+        if identity.is_none() && (tls.certificate.is_some() || tls.key.is_some()) {
+            f.error(tls.at, "`certificate` and `key` in tls belong together", "name both files, or neither");
+        }
+        EtcdTls { ca: tls.ca.clone().unwrap_or_default(), identity }
+    });
+    let credentials = raw.store.credentials.as_ref().and_then(|c| {
+        Some(EtcdCredentials { user: c.user.clone()?, password_file: c.password_file.clone()? })
+    });
+    if raw.store.credentials.is_some() && credentials.is_none() {
         f.error(
-            at,
-            "[cluster] needs the store \"etcd\", which is not in this version",
-            "remove it: this node then serves alone",
+            kind.at,
+            "`credentials` in [store] lacks the user or the password",
+            "name `user` and `password_file`",
         );
+    }
+    let cluster = raw.cluster.as_ref();
+    if let Some(name) = cluster.and_then(|c| c.name.as_ref()) {
+        check_name("cluster", name, f);
+    }
+    for key in cluster.map_or(&[][..], |c| &c.keys) {
+        if matches!(key.value, "members" | "two_nodes_never_take_over") {
+            f.error(
+                key.at,
+                format!("`{}` in [cluster] is cluster-wide", key.value),
+                "put it into the file for `baton apply`, and remove it here",
+            );
+        }
+    }
+    let Some(key_file) = cluster.and_then(|c| c.key_file.as_ref()) else {
+        f.error(
+            cluster.map_or(0, |c| c.at),
+            "no `key_file` in [cluster]",
+            "name a file with 32 hexadecimal digits, the same on all nodes: key_file = \"/etc/baton/probe.key\"",
+        );
+        return None;
+    };
+    let name = cluster.and_then(|c| c.name.as_ref()).map_or("baton", |n| n.value.as_str()).to_owned();
+    let endpoints = values(endpoints);
+    let witness = cluster.and_then(|c| c.witness).unwrap_or(false);
+    let key_file = key_file.value.clone();
+    Some((EtcdConfig { cluster: name, endpoints, tls, credentials }, ClusterConfig { key_file, witness }))
+}
+
+fn check_endpoint(endpoint: &At<String>, tls: bool, f: &mut Findings) {
+    let url = endpoint.value.as_str();
+    let (secure, host) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+        (Some(host), _) => (true, host),
+        (_, Some(host)) => (false, host),
+        (None, None) => (false, ""),
+    };
+    let host = host.trim_end_matches('/');
+    let port = host
+        .rsplit_once(':')
+        .and_then(|(name, port)| (!name.is_empty()).then_some(port)?.parse::<u16>().ok());
+    if port.is_none_or(|p| p == 0) {
+        f.error(endpoint.at, format!("\"{url}\" is no client URL"), "write it as \"http://127.0.0.1:2379\"");
+    } else if secure != tls {
+        let (what, fix) = match secure {
+            true => ("needs `tls`", "add tls = { ca = \"/etc/baton/ca.pem\" } to [store]"),
+            false => ("is not encrypted, but there is `tls`", "write https://, or remove `tls`"),
+        };
+        f.error(endpoint.at, format!("{url} {what}"), fix);
     }
 }
 
@@ -135,14 +310,9 @@ fn check_ports(raw: &Raw, f: &mut Findings) {
             "add one for each interface that clients use, with `interface` and `segment`",
         );
     }
-    if raw.segments.is_empty() {
-        f.error(0, "no [[segment]]", "add one for each client subnet, with `name` and `subnets`");
-    }
     if let Some(port) = raw.ports.get(baton_common::MAX_PORTS as usize) {
         f.error(port.at, "too many ports", format!("configure at most {}", baton_common::MAX_PORTS));
     }
-    let known: Vec<&str> =
-        raw.segments.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
     let mut seen = HashMap::new();
     for port in &raw.ports {
         if let Some(interface) = &port.interface {
@@ -154,6 +324,14 @@ fn check_ports(raw: &Raw, f: &mut Findings) {
                 )
             });
         }
+    }
+}
+
+/// Every port's segment is defined.
+fn check_segments_known(raw: &Raw, f: &mut Findings) {
+    let known: Vec<&str> =
+        raw.segments.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
+    for port in &raw.ports {
         if let Some(segment) = port.segment.as_ref().filter(|s| !known.contains(&s.value.as_str())) {
             let fix = match nearest(&segment.value, &known) {
                 Some(near) => format!("did you mean \"{near}\"?"),
@@ -340,7 +518,9 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
                 "mount and start them by other means",
             );
         }
-        warn_unreachable(server, raw, f);
+        if !raw.ports.is_empty() {
+            warn_unreachable(server, raw, f);
+        }
     }
 }
 
@@ -428,7 +608,8 @@ fn is_link_local6(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, Duration) {
+/// The times, the lease and its slack.
+fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, Duration, Duration) {
     let defaults = Timing::default();
     let value = |d: &Option<At<Duration>>, default| d.as_ref().map_or(default, |d| d.value);
     let say = |d: Duration| humantime::format_duration(d).to_string();
@@ -478,10 +659,16 @@ fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, Duration) {
             list.value.iter().map(|d| d.value).collect()
         }
     };
-    (Timing { probe_interval: interval, hold_down, hold_down_max, announce_repeat }, lease)
+    let slack = value(&raw.slack, (lease / 10).max(Duration::from_millis(1)));
+    (Timing { probe_interval: interval, hold_down, hold_down_max, announce_repeat }, lease, slack)
 }
 
-fn agent_config(raw: &Raw, lease: Duration, f: &mut Findings) -> AgentConfig {
+fn agent_config(
+    raw: &Raw,
+    lease: Duration,
+    etcd: Option<(EtcdConfig, ClusterConfig)>,
+    f: &mut Findings,
+) -> AgentConfig {
     let socket = raw.socket.as_ref().filter(|s| s.value.as_os_str().len() > SOCKET_PATH_MAX);
     if let Some(socket) = socket {
         f.error(
@@ -498,12 +685,13 @@ fn agent_config(raw: &Raw, lease: Duration, f: &mut Findings) -> AgentConfig {
         );
     }
     let state = raw.state.clone().unwrap_or_else(|| DEFAULT_STATE.into());
+    let (kind, cluster) = match etcd {
+        Some((etcd, cluster)) => (StoreKind::Etcd(etcd), Some(cluster)),
+        None => (StoreKind::File, None),
+    };
     AgentConfig {
         agent_grace: raw.agent_grace.unwrap_or(Duration::from_secs(2)),
-        store: StoreConfig {
-            kind: StoreKind::File,
-            path: raw.store.path.clone().unwrap_or_else(|| state.join("baton.db")),
-        },
+        store: StoreConfig { kind, path: raw.store.path.clone().unwrap_or_else(|| state.join("baton.db")) },
         control: ControlConfig {
             socket: raw.socket.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |s| s.value.clone()),
             group: raw.group.as_ref().map_or_else(|| "baton".to_owned(), |g| g.value.clone()),
@@ -517,6 +705,7 @@ fn agent_config(raw: &Raw, lease: Duration, f: &mut Findings) -> AgentConfig {
             },
         },
         lease,
+        cluster,
     }
 }
 
@@ -563,8 +752,8 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             priority: s.priority.unwrap_or(100),
             migrate: s.migrate.unwrap_or(true),
             preferred_nodes: values(&s.preferred_nodes),
-            failback: Failback::Manual,
-            reroute: true,
+            failback: s.failback.unwrap_or_default(),
+            reroute: s.reroute.unwrap_or(true),
             addresses: values(&s.addresses),
         })
     };

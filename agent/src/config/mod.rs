@@ -19,6 +19,7 @@
 //! Ports and segments have no default: at least one of each must be there.
 
 mod check;
+mod definitions;
 mod problem;
 mod reader;
 mod sections;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use baton_core::Config;
 
+pub use definitions::{Definitions, DefinitionsError};
 pub use problem::{ConfigErrors, Problem, Problems};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
@@ -65,6 +67,17 @@ pub struct AgentConfig {
     pub telemetry: TelemetryConfig,
     /// Length of the lease; 5 ms to 60 s, at least twice the probe interval.
     pub lease: Duration,
+    /// `[cluster]`, with the store etcd.
+    pub cluster: Option<ClusterConfig>,
+}
+
+/// `[cluster]` of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// The key of the probe frames, the same on all nodes; absolute.
+    pub key_file: PathBuf,
+    /// The node has a vote and takes no virtual servers.
+    pub witness: bool,
 }
 
 /// `[store]`.

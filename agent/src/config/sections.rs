@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use baton_core::config::Failback;
 use ipnet::IpNet;
 use toml_span::value::Value;
 
@@ -25,8 +26,21 @@ pub(super) struct Raw {
     pub(super) ports: Vec<RawPort>,
     pub(super) segments: Vec<RawSegment>,
     pub(super) servers: Vec<RawServer>,
-    /// Offset of `[cluster]`.
-    pub(super) cluster: Option<usize>,
+    pub(super) cluster: Option<RawCluster>,
+    /// Sections that are there, as written, with their places.
+    pub(super) sections: Vec<At<&'static str>>,
+}
+
+/// `[cluster]`, of a node and of the cluster.
+pub(super) struct RawCluster {
+    pub(super) at: usize,
+    pub(super) name: Option<At<String>>,
+    pub(super) key_file: Option<At<PathBuf>>,
+    pub(super) witness: Option<bool>,
+    pub(super) members: Option<At<Vec<At<String>>>>,
+    pub(super) two_nodes: bool,
+    /// Which of the keys are there, with their places.
+    pub(super) keys: Vec<At<&'static str>>,
 }
 
 #[derive(Default)]
@@ -35,6 +49,21 @@ pub(super) struct RawStore {
     pub(super) path: Option<PathBuf>,
     /// Keys that only etcd has.
     pub(super) etcd_keys: Vec<At<&'static str>>,
+    pub(super) endpoints: Vec<At<String>>,
+    pub(super) tls: Option<RawTls>,
+    pub(super) credentials: Option<RawCredentials>,
+}
+
+pub(super) struct RawTls {
+    pub(super) at: usize,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+pub(super) struct RawCredentials {
+    pub(super) user: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
 }
 
 /// `telemetry.listen`.
@@ -48,6 +77,7 @@ pub(super) enum Listen {
 pub(super) struct RawTiming {
     pub(super) probe_interval: Option<At<Duration>>,
     pub(super) lease: Option<At<Duration>>,
+    pub(super) slack: Option<At<Duration>>,
     pub(super) hold_down: Option<At<Duration>>,
     pub(super) hold_down_max: Option<At<Duration>>,
     pub(super) announce_repeat: Option<At<Vec<At<Duration>>>>,
@@ -72,6 +102,8 @@ pub(super) struct RawServer {
     pub(super) name: Option<At<String>>,
     pub(super) priority: Option<u32>,
     pub(super) migrate: Option<bool>,
+    pub(super) failback: Option<Failback>,
+    pub(super) reroute: Option<bool>,
     pub(super) preferred_nodes: Vec<At<String>>,
     pub(super) addresses: Vec<At<IpNet>>,
     pub(super) devices: Vec<At<String>>,
@@ -93,6 +125,7 @@ const ROOT: &[&str] = &[
     "segment",
     "virtual_server",
 ];
+const CLUSTER_KEYS: &[&str] = &["name", "key_file", "witness", "members", "two_nodes_never_take_over"];
 const ETCD_KEYS: &[&str] = &["endpoints", "tls", "credentials"];
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -110,7 +143,20 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         raw.store = RawStore {
             kind: s.word("kind", &["file", "etcd"], f),
             path: s.path("path", f).map(|p| p.value),
-            etcd_keys: ETCD_KEYS.iter().filter_map(|k| s.key(k).map(|at| At { value: *k, at })).collect(),
+            etcd_keys: present(&s, ETCD_KEYS),
+            endpoints: s.list("endpoints", f, name_of).map_or(Vec::new(), |l| l.value),
+            tls: s.section("tls", "[store] tls", &["ca", "certificate", "key"], f).map(|t| RawTls {
+                at: t.at,
+                ca: t.path("ca", f).map(|p| p.value),
+                certificate: t.path("certificate", f).map(|p| p.value),
+                key: t.path("key", f).map(|p| p.value),
+            }),
+            credentials: s.section("credentials", "[store] credentials", &["user", "password_file"], f).map(
+                |c| RawCredentials {
+                    user: c.required("user", "baton", f).map(|u| u.value),
+                    password_file: c.path("password_file", f).map(|p| p.value),
+                },
+            ),
         };
     }
     if let Some(s) = root.section("control", "[control]", &["socket", "group"], f) {
@@ -121,18 +167,27 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         raw.state = s.path("state", f).map(|p| p.value);
         raw.bpffs = s.path("bpffs", f).map(|p| p.value);
     }
-    if let Some(s) = root.section("cluster", "[cluster]", &["name", "key_file", "witness"], f) {
-        raw.cluster = Some(s.at);
-        let _ = (s.text("name", f), s.path("key_file", f), s.flag("witness", f));
+    if let Some(s) = root.section("cluster", "[cluster]", CLUSTER_KEYS, f) {
+        raw.cluster = Some(RawCluster {
+            at: s.at,
+            name: s.text("name", f),
+            key_file: s.path("key_file", f),
+            witness: s.flag("witness", f),
+            members: s.list("members", f, name_of),
+            two_nodes: s.flag("two_nodes_never_take_over", f).unwrap_or(false),
+            keys: present(&s, CLUSTER_KEYS),
+        });
     }
+    raw.sections = present(&root, ROOT);
     if let Some(s) = root.section("telemetry", "[telemetry]", &["listen"], f) {
         raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
     }
-    let timing = &["probe_interval", "lease", "hold_down", "hold_down_max", "announce_repeat"];
+    let timing = &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat"];
     if let Some(s) = root.section("timing", "[timing]", timing, f) {
         raw.timing = RawTiming {
             probe_interval: s.duration("probe_interval", (MS, 1000 * MS), f),
             lease: s.duration("lease", (5 * MS, 60_000 * MS), f),
+            slack: s.duration("slack", (MS, 60_000 * MS), f),
             hold_down: s.duration("hold_down", (Duration::ZERO, HOUR), f),
             hold_down_max: s.duration("hold_down_max", (Duration::ZERO, 24 * HOUR), f),
             announce_repeat: s
@@ -151,14 +206,31 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
     let segment = &["name", "subnets", "gateway", "probe_targets", "port_failback"];
     raw.segments =
         root.sections("segment", "[[segment]]", segment, f).iter().map(|s| read_segment(s, f)).collect();
-    let server =
-        &["name", "priority", "migrate", "preferred_nodes", "failback", "addresses", "filesystem", "service"];
+    let server = &[
+        "name",
+        "priority",
+        "migrate",
+        "preferred_nodes",
+        "failback",
+        "reroute",
+        "addresses",
+        "filesystem",
+        "service",
+    ];
     raw.servers = root
         .sections("virtual_server", "[[virtual_server]]", server, f)
         .iter()
         .map(|s| read_server(s, f))
         .collect();
     raw
+}
+
+fn present(section: &Section<'_, '_>, keys: &[&'static str]) -> Vec<At<&'static str>> {
+    keys.iter().filter_map(|k| section.key(k).map(|at| At { value: *k, at })).collect()
+}
+
+fn name_of(value: &Value<'_>, called: &str, f: &mut Findings) -> Option<At<String>> {
+    text_of(value, called, "names in quotes", f)
 }
 
 fn listen(text: &At<String>, f: &mut Findings) -> Option<Listen> {
@@ -197,7 +269,6 @@ fn read_segment(s: &Section<'_, '_>, f: &mut Findings) -> RawSegment {
 }
 
 fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
-    let text = |v: &Value<'_>, called: &str, f: &mut Findings| text_of(v, called, "names in quotes", f);
     let name = s.required("name", "projects", f);
     let addresses = s.list("addresses", f, net_of);
     if s.key("addresses").is_none()
@@ -206,9 +277,7 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
         let at = addresses.as_ref().map_or(s.at, |l| l.at);
         f.error(at, "[[virtual_server]] has no address", "add addresses = [\"10.0.0.10/24\"]");
     }
-    if let Some(failback) = s.text("failback", f) {
-        check_failback(&failback, f);
-    }
+    let failback = s.text("failback", f).and_then(|text| read_failback(&text, f));
     let filesystem = &["device", "mount", "type", "storage_unit"];
     let filesystems = s.sections("filesystem", "[[virtual_server.filesystem]]", filesystem, f);
     // What else a service has depends on its kind; the drivers, when they are there, check it.
@@ -223,7 +292,9 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
         name,
         priority: s.number("priority", f),
         migrate: s.flag("migrate", f),
-        preferred_nodes: s.list("preferred_nodes", f, text).map_or(Vec::new(), |l| l.value),
+        failback,
+        reroute: s.flag("reroute", f),
+        preferred_nodes: s.list("preferred_nodes", f, name_of).map_or(Vec::new(), |l| l.value),
         addresses: addresses.map_or(Vec::new(), |l| l.value),
         devices: Vec::new(),
         mounts: Vec::new(),
@@ -242,22 +313,28 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
 }
 
 /// `manual`, `immediate`, or a daily window `01:00-04:00`.
-fn check_failback(text: &At<String>, f: &mut Findings) {
+fn read_failback(text: &At<String>, f: &mut Findings) -> Option<Failback> {
     let time = |t: &str| {
         let (h, m) = t.split_once(':')?;
         let digits = |s: &str| s.len() == 2 && s.bytes().all(|b| b.is_ascii_digit());
-        let (hour, minute) = (h.parse::<u8>().ok()?, m.parse::<u8>().ok()?);
-        (digits(h) && digits(m) && hour < 24 && minute < 60).then_some((hour, minute))
+        let (hour, minute) = (h.parse::<u16>().ok()?, m.parse::<u16>().ok()?);
+        (digits(h) && digits(m) && hour < 24 && minute < 60).then_some(60 * hour + minute)
     };
     let window = |t: &str| {
         let (from, to) = t.split_once('-')?;
-        (time(from)? != time(to)?).then_some(())
+        let (from, to) = (time(from)?, time(to)?);
+        (from != to).then_some(Failback::Window(from, to))
     };
-    if !matches!(text.value.as_str(), "manual" | "immediate") && window(&text.value).is_none() {
-        f.error(
-            text.at,
-            format!("`failback` in [[virtual_server]] is \"{}\"", text.value),
-            "write \"manual\", \"immediate\" or a daily window as \"01:00-04:00\"",
-        );
+    match text.value.as_str() {
+        "manual" => Some(Failback::Manual),
+        "immediate" => Some(Failback::Immediate),
+        other => window(other).or_else(|| {
+            f.error(
+                text.at,
+                format!("`failback` in [[virtual_server]] is \"{other}\""),
+                "write \"manual\", \"immediate\" or a daily window as \"01:00-04:00\"",
+            );
+            None
+        }),
     }
 }

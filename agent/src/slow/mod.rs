@@ -3,6 +3,7 @@
 //! the main thread.
 
 pub mod clean;
+mod cluster;
 mod disk;
 mod probe_key;
 pub mod record;
@@ -19,15 +20,17 @@ use aya_log::EbpfLogger;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::config::Loaded;
+use crate::config::{DefinitionsError, Loaded, StoreKind};
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
 use crate::io::kernel::{Kernel, KernelError, node_number};
 use crate::journal::Journal;
+use crate::store::etcd::EtcdError;
 use crate::store::{FileStore, Store, StoreError};
 use crate::telemetry::{self, Metrics, Published};
+use cluster::Joined;
 use probe_key::KeyError;
 
 /// Records under way to the disk. A full channel drops records, counted, for the fast thread never waits.
@@ -63,6 +66,20 @@ pub enum RunError {
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// etcd can't be used.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// What the cluster defines doesn't fit this node.
+    #[error(transparent)]
+    Definitions(#[from] DefinitionsError),
+    /// What the cluster defines can't be read by this version.
+    #[error("the cluster's definitions, generation {generation}: {error}")]
+    Unreadable {
+        /// Which generation.
+        generation: u64,
+        /// Why.
+        error: String,
+    },
     /// The kernel programs can't be used.
     #[error(transparent)]
     Kernel(Box<KernelError>),
@@ -88,30 +105,67 @@ impl From<KernelError> for RunError {
 /// # Errors
 /// Everything that keeps it from starting; later, only a failure of the fast thread.
 pub fn run(loaded: Loaded) -> Result<(), RunError> {
-    let Loaded { core: config, agent, .. } = loaded;
     privileges()?;
-    let state = &agent.paths.state;
+    let state = &loaded.agent.paths.state;
     fs::create_dir_all(state).map_err(|error| RunError::Path { path: state.clone(), error })?;
-    if let Some(dir) = agent.store.path.parent() {
+    if let Some(dir) = loaded.agent.store.path.parent() {
         fs::create_dir_all(dir).map_err(|error| RunError::Path { path: dir.to_owned(), error })?;
     }
+    // For the life of the process (lease.md, R8).
     let _lock = control::lock(state)?;
+    // New definitions are taken up as a restarted agent would: everything that is there is adopted.
+    while run_once(&loaded)? == Ended::Definitions {}
+    Ok(())
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The agent is to stop.
+    Stop,
+    /// The cluster has new definitions, or another member list.
+    Definitions,
+}
+
+fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
+    let Loaded { core: config, agent, .. } = loaded;
+    let state = &agent.paths.state;
     let mut store = FileStore::open(&agent.store.path)?;
-    let incarnation = store.next_incarnation(&boot_id()?)?;
+    let mut kernel = Kernel::open(&agent.paths.bpffs)?;
+    let Joined { config, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {
+        (StoreKind::Etcd(etcd), Some(own)) => match cluster::join(config, etcd, own, state, &mut kernel)? {
+            Some(joined) => joined,
+            None => return Ok(Ended::Stop),
+        },
+        _ => Joined {
+            config: config.clone(),
+            incarnation: store.next_incarnation(&boot_id()?)?,
+            key: probe_key::load(state)?,
+            cluster: None,
+        },
+    };
     let ports = config.ports.iter().map(|p| &p.interface);
     let kept: BTreeSet<String> =
         ports.flat_map(|port| sysctl::below(port).into_iter().chain([port.clone()])).collect();
     if let Err(e) = sysctl::restore(&mut store, &kept) {
         tracing::warn!("settings of former ports could not be restored: {e}");
     }
-    let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let reader = kernel.reader()?;
-    let identity = Identity { key: probe_key::load(state)?, node: node_number(&config.node), incarnation };
+    let identity = Identity { key, node: node_number(&config.node), incarnation };
     let (paths, named) = watch::channel(Vec::new());
     let table = kernel.path_table()?;
     let path_reader = PathReader { paths: named, stamps: table.stamps().clone() };
-    let probing = Probing { identity, table, paths, membership: None };
     let messages = kernel.logger()?;
+    let changed = Arc::new(Notify::new());
+    let (start, membership, store_link, store_thread) = match cluster {
+        Some(cluster) => {
+            let (link, thread) =
+                cluster.spawn_store(&config.node, changed.clone()).map_err(RunError::Start)?;
+            (Some(cluster.start), Some(cluster.membership), Some(link), Some(thread))
+        }
+        None => (None, None, None, None),
+    };
+    let probing = Probing { identity, table, paths, membership };
 
     let (publisher, published) = telemetry::channel();
     let publisher = Arc::new(publisher);
@@ -137,11 +191,11 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
         slow: records,
         events,
         publisher: publisher.clone(),
-        store: None,
+        store: store_link,
         stop: stop_rx,
     };
     let sampler = sample::Sampler::new(&config, reader, path_reader, publisher, inputs);
-    let setup = Setup { config, incarnation, cluster: None, grace: agent.agent_grace };
+    let setup = Setup { config, incarnation, cluster: start, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
     let runtime =
@@ -168,15 +222,23 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
             _ = terminate.recv() => tracing::info!("SIGTERM"),
             _ = interrupt.recv() => tracing::info!("SIGINT"),
             _ = ended_rx => {} // the fast thread is gone: its result says why
+            () = changed.notified() => {
+                tracing::info!("the cluster has new definitions or members");
+                return Ok(Ended::Definitions);
+            }
         }
         notify(&[sd_notify::NotifyState::Stopping]);
-        Ok(())
+        Ok(Ended::Stop)
     });
     drop(stop);
     let fast = fast.join().map_err(|_| RunError::Panicked)?;
     drop(runtime); // ends the sampler, the last to hold a way to the disk thread
     disk.join().map_err(|_| RunError::Panicked)?;
-    outcome.and(fast.map_err(RunError::from))
+    if let Some(thread) = store_thread {
+        thread.join().map_err(|_| RunError::Panicked)?;
+    }
+    fast?;
+    outcome
 }
 
 /// Hands the kernel programs' own messages to the log.

@@ -31,6 +31,12 @@ pub enum KeyError {
         /// Permission bits.
         mode: u32,
     },
+    /// There is none, and the nodes of a cluster must have the same.
+    #[error("{}: no such key; make one with `head -c16 /dev/urandom | od -An -tx1 | tr -d ' \\n'`, mode 600, and copy it to every node", path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// It holds something else.
     #[error("{}: not a key of 32 hexadecimal digits: correct it, or remove it to have a new one made", path.display())]
     Malformed {
@@ -45,22 +51,40 @@ pub enum KeyError {
 /// [`KeyError`]; an existing file is left as it is.
 pub fn load(state: &Path) -> Result<SipKey, KeyError> {
     let path = state.join(FILE);
-    let error = |error| KeyError::File { path: path.clone(), error };
     match File::open(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => make(&path).map_err(error),
-        Err(e) => Err(error(e)),
-        Ok(mut file) => {
-            let mode = file.metadata().map_err(error)?.mode() & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(KeyError::Open { path, mode });
-            }
-            // As much as tells a key from something longer.
-            let mut text = String::new();
-            match Read::by_ref(&mut file).take(DIGITS as u64 + 16).read_to_string(&mut text) {
-                Err(e) if e.kind() != io::ErrorKind::InvalidData => Err(error(e)),
-                _ => parse(text.trim()).ok_or(KeyError::Malformed { path }),
-            }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            make(&path).map_err(|error| KeyError::File { path, error })
         }
+        opened => read(&path, opened),
+    }
+}
+
+fn read(path: &Path, file: io::Result<File>) -> Result<SipKey, KeyError> {
+    let path = path.to_owned();
+    let error = |error| KeyError::File { path: path.clone(), error };
+    let mut file = file.map_err(error)?;
+    let mode = file.metadata().map_err(error)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Open { path, mode });
+    }
+    // As much as tells a key from something longer.
+    let mut text = String::new();
+    match Read::by_ref(&mut file).take(DIGITS as u64 + 16).read_to_string(&mut text) {
+        Err(e) if e.kind() != io::ErrorKind::InvalidData => Err(error(e)),
+        _ => parse(text.trim()).ok_or(KeyError::Malformed { path }),
+    }
+}
+
+/// Reads a key that nodes share.
+///
+/// # Errors
+/// [`KeyError`]; a file that is missing is one too, for every node must have the same.
+pub fn load_shared(path: &Path) -> Result<SipKey, KeyError> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(KeyError::Missing { path: path.to_owned() })
+        }
+        opened => read(path, opened),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The slow thread alone talks to a store: every call may wait for a disk. A call either happens as a whole or not at
 //! all, also when the process is killed in its middle. Nothing is decided here.
 
+pub mod etcd;
 mod file;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,227 @@
+//! `baton apply`, `move`, `drain`, `resume`: what an administrator asks of the whole cluster, through its store.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use baton_core::cluster::{Entry, Record};
+
+use super::CliError;
+use crate::config::{Definitions, Loaded, StoreKind};
+use crate::store::etcd::{Etcd, EtcdError};
+
+/// How long to wait until it is done.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether it is done.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+fn other(error: impl std::fmt::Display) -> CliError {
+    CliError::Other(error.to_string())
+}
+
+fn etcd(loaded: &Loaded) -> Result<Etcd, CliError> {
+    match &loaded.agent.store.kind {
+        StoreKind::Etcd(config) => Etcd::new(config).map_err(other),
+        StoreKind::File => Err(CliError::Other(
+            "this node is no member of a cluster: its configuration has the store \"file\"".to_owned(),
+        )),
+    }
+}
+
+fn run<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(other)?;
+    runtime.block_on(work)
+}
+
+/// Validates, shows the difference, writes a new generation and switches to it.
+pub(super) fn apply(loaded: &Loaded, file: &Path, dry_run: bool) -> Result<(), CliError> {
+    let (definitions, text, warnings) = Definitions::load(file)?;
+    for line in warnings.to_string().lines() {
+        eprintln!("warning: {line}");
+    }
+    let etcd = etcd(loaded)?;
+    run(async {
+        let mut out = std::io::stdout();
+        let before = etcd.definitions().await.map_err(other)?;
+        let members = etcd.members().await.map_err(other)?;
+        let generation = before.as_ref().map_or(0, |(generation, _)| *generation);
+        let old = before.as_ref().and_then(|(_, text)| Definitions::parse(text, "definitions").ok());
+        let next = definitions.member_list(members.as_ref().map(|(m, _)| m));
+        let lines = definitions.difference(old.as_ref().map(|(d, _)| d));
+        for line in &lines {
+            writeln!(out, "{line}")?;
+        }
+        let new_list = members.as_ref().is_none_or(|(m, _)| *m != next);
+        if lines.is_empty() && !new_list && before.as_ref().is_some_and(|(_, t)| *t == text) {
+            writeln!(out, "nothing to do: generation {generation} says the same")?;
+            return Ok(());
+        }
+        if let Some((members, _)) = members.as_ref().filter(|_| new_list) {
+            one_step(members, &next)?;
+            final_yet(&etcd, members.version).await?;
+        }
+        if dry_run {
+            writeln!(out, "nothing was changed (--dry-run)")?;
+            return Ok(());
+        }
+        let lost = || {
+            CliError::Other(
+                "somebody else has changed the definitions just now: look, and apply again".into(),
+            )
+        };
+        if !etcd.set_definitions(generation, &text).await.map_err(other)? {
+            return Err(lost());
+        }
+        let revision = members.map_or(0, |(_, revision)| revision);
+        if new_list && !etcd.set_members(revision, &next).await.map_err(other)? {
+            return Err(lost());
+        }
+        writeln!(out, "generation {} is in force", generation + 1)?;
+        Ok(())
+    })
+}
+
+/// A member list may change by one member at a time (lease.md, R10).
+fn one_step(
+    before: &baton_core::cluster::Members,
+    next: &baton_core::cluster::Members,
+) -> Result<(), CliError> {
+    let names = |m: &baton_core::cluster::Members| m.nodes.iter().map(|n| n.name.clone()).collect::<Vec<_>>();
+    let (old, new) = (names(before), names(next));
+    let changes =
+        old.iter().filter(|n| !new.contains(n)).count() + new.iter().filter(|n| !old.contains(n)).count();
+    if changes > 1 {
+        return Err(CliError::Other(format!(
+            "{changes} members would change at once: add or remove one, apply, and go on with the next"
+        )));
+    }
+    Ok(())
+}
+
+/// A change of the member list is not final while a record names an older version.
+async fn final_yet(etcd: &Etcd, version: u32) -> Result<(), CliError> {
+    let late: Vec<String> = records(etcd)
+        .await
+        .map_err(other)?
+        .into_iter()
+        .filter(|(_, r)| r.members != version)
+        .map(|(server, _)| server)
+        .collect();
+    if late.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Other(format!(
+        "the last change of the member list is not final yet for {}: their owners must write it first; try again",
+        late.join(", ")
+    )))
+}
+
+async fn records(etcd: &Etcd) -> Result<BTreeMap<String, Record>, EtcdError> {
+    let (changes, _) = etcd.load().await?;
+    Ok(changes
+        .into_iter()
+        .filter_map(|c| match c.entry {
+            Entry::Record(server, Some(record)) => Some((server, record)),
+            _ => None,
+        })
+        .collect())
+}
+
+/// Waits until `done` says so of the owner records.
+async fn wait_until(
+    etcd: &Etcd,
+    mut done: impl FnMut(&BTreeMap<String, Record>) -> bool,
+) -> Result<bool, CliError> {
+    let start = tokio::time::Instant::now();
+    loop {
+        if let Ok(records) = records(etcd).await
+            && done(&records)
+        {
+            return Ok(true);
+        }
+        if start.elapsed() >= PATIENCE {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn definitions(etcd: &Etcd) -> Result<Definitions, CliError> {
+    let none = || CliError::Other("the cluster has no definitions yet: run `baton apply FILE`".to_owned());
+    let (_, text) = etcd.definitions().await.map_err(other)?.ok_or_else(none)?;
+    Ok(Definitions::parse(&text, "definitions")?.0)
+}
+
+fn known<'a>(what: &str, name: &str, mut names: impl Iterator<Item = &'a str>) -> Result<(), CliError> {
+    if names.any(|n| n == name) {
+        return Ok(());
+    }
+    Err(CliError::Other(format!("there is no {what} \"{name}\"; `baton status` shows them")))
+}
+
+/// Asks the owner to give the virtual server to that node, and waits until it has it.
+pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<(), CliError> {
+    let etcd = etcd(loaded)?;
+    run(async {
+        let definitions = definitions(&etcd).await?;
+        known("virtual server", server, definitions.servers.iter().map(|s| s.name.as_str()))?;
+        known("node", to, definitions.members.iter().map(String::as_str))?;
+        etcd.ask_move(server, Some(to)).await.map_err(other)?;
+        let is_there = |r: &Record| r.node == to && r.released.is_none();
+        if wait_until(&etcd, |all| all.get(server).is_some_and(is_there)).await? {
+            etcd.ask_move(server, None).await.map_err(other)?;
+            writeln!(std::io::stdout(), "{server} is on {to}")?;
+            return Ok(());
+        }
+        etcd.ask_move(server, None).await.map_err(other)?;
+        Err(CliError::Other(format!(
+            "{server} did not go to {to} within {} s; nothing more is tried; `baton status` shows whether {to} is up and \
+             has a good port in each of its segments",
+            PATIENCE.as_secs()
+        )))
+    })
+}
+
+/// Asks a node to give up everything, and waits until it has.
+pub(super) fn drain(loaded: &Loaded, node: &str) -> Result<(), CliError> {
+    let etcd = etcd(loaded)?;
+    run(async {
+        let definitions = definitions(&etcd).await?;
+        known("node", node, definitions.members.iter().map(String::as_str))?;
+        etcd.set_drain(node, true).await.map_err(other)?;
+        let pinned = |server: &str| definitions.servers.iter().any(|s| s.name == server && !s.migrate);
+        let mut left = Vec::new();
+        let done = wait_until(&etcd, |all| {
+            let here = all.iter().filter(|(_, r)| r.node == *node && r.released.is_none());
+            left = here.map(|(server, _)| server.clone()).collect();
+            left.iter().all(|s| pinned(s))
+        });
+        if !done.await? {
+            return Err(CliError::Other(format!(
+                "{node} still has {}: no other node can take them; it stays drained until `baton resume {node}`",
+                left.join(", ")
+            )));
+        }
+        match left.is_empty() {
+            true => writeln!(std::io::stdout(), "{node} is drained")?,
+            false => writeln!(
+                std::io::stdout(),
+                "{node} is drained but for what is pinned there: {}",
+                left.join(", ")
+            )?,
+        }
+        Ok(())
+    })
+}
+
+/// Ends a drain.
+pub(super) fn resume(loaded: &Loaded, node: &str) -> Result<(), CliError> {
+    let etcd = etcd(loaded)?;
+    run(async {
+        known("node", node, definitions(&etcd).await?.members.iter().map(String::as_str))?;
+        etcd.set_drain(node, false).await.map_err(other)?;
+        writeln!(std::io::stdout(), "{node} may be used again")?;
+        Ok(())
+    })
+}

@@ -1,0 +1,198 @@
+//! What is defined for a whole cluster: the file of `baton apply`, which the store holds as it was written.
+
+use std::path::Path;
+use std::time::Duration;
+
+use baton_core::Config;
+use baton_core::cluster::{Member, Members};
+use baton_core::config::{Segment, Timing, VirtualServer};
+
+use super::problem::Findings;
+use super::{ConfigErrors, Problems, check, sections};
+
+/// By how many parts in a million two clocks' rates may differ: what NTP may slew two clocks apart.
+const CLOCK_ERROR_PPM: u32 = 1000;
+
+/// Definitions that have passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Definitions {
+    /// The members, in the order of the file.
+    pub members: Vec<String>,
+    /// The time limits.
+    pub timing: Timing,
+    /// Length of the lease.
+    pub lease: Duration,
+    /// What rounding and queueing may take.
+    pub slack: Duration,
+    /// Client subnets.
+    pub segments: Vec<Segment>,
+    /// Virtual servers.
+    pub servers: Vec<VirtualServer>,
+}
+
+/// A node's own file names something that the definitions don't know.
+#[derive(Debug, thiserror::Error)]
+pub enum DefinitionsError {
+    /// A segment.
+    #[error(
+        "port {interface}: segment \"{segment}\" is not defined in the cluster; define it with `baton apply`, or correct the port"
+    )]
+    Segment {
+        /// The port.
+        interface: String,
+        /// Its segment.
+        segment: String,
+    },
+    /// The node itself.
+    #[error(
+        "this node, \"{node}\", is no member of the cluster; add it to `members` in [cluster] with `baton apply`, or correct `name` in [node]"
+    )]
+    Member {
+        /// Its name.
+        node: String,
+    },
+}
+
+impl Definitions {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// As [`super::load`].
+    pub fn load(path: &Path) -> Result<(Definitions, String, Problems), ConfigErrors> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+        let (definitions, warnings) = Definitions::parse(&text, &file)?;
+        Ok((definitions, text, warnings))
+    }
+
+    /// Checks `text`; `file` is only the name that problems are reported under.
+    ///
+    /// # Errors
+    /// As [`super::load`].
+    pub fn parse(text: &str, file: &str) -> Result<(Definitions, Problems), ConfigErrors> {
+        let mut findings = Findings::default();
+        let definitions = match toml_span::parse(text) {
+            Ok(root) => {
+                let raw = sections::read(&root, &mut findings);
+                check::check_cluster(&raw, &mut findings)
+            }
+            Err(error) => {
+                findings.syntax(&error, text);
+                None
+            }
+        };
+        let (errors, warnings) = findings.sorted(text, file);
+        match definitions {
+            Some(definitions) if errors.is_empty() => Ok((definitions, warnings)),
+            _ => Err(ConfigErrors::Invalid(errors)),
+        }
+    }
+
+    /// The configuration of a node, whose own file says nothing of what is cluster-wide.
+    ///
+    /// # Errors
+    /// The node is no member, or a port is in a segment that is not defined.
+    pub fn node_config(&self, node: &Config) -> Result<Config, DefinitionsError> {
+        if !self.members.contains(&node.node) {
+            return Err(DefinitionsError::Member { node: node.node.clone() });
+        }
+        for port in &node.ports {
+            if !self.segments.iter().any(|s| s.name == port.segment) {
+                let (interface, segment) = (port.interface.clone(), port.segment.clone());
+                return Err(DefinitionsError::Segment { interface, segment });
+            }
+        }
+        Ok(Config {
+            node: node.node.clone(),
+            ports: node.ports.clone(),
+            timing: self.timing.clone(),
+            segments: self.segments.clone(),
+            servers: self.servers.clone(),
+        })
+    }
+
+    /// What changes from `old` to this, a line each.
+    pub fn difference(&self, old: Option<&Definitions>) -> Vec<String> {
+        let mut lines = Vec::new();
+        let members = |d: &Definitions| d.members.clone();
+        named(
+            &mut lines,
+            "member",
+            &old.map(members).unwrap_or_default(),
+            &self.members,
+            String::clone,
+            |_| String::new(),
+        );
+        let times = |d: &Definitions| {
+            let say = |d: Duration| humantime::format_duration(d).to_string();
+            vec![
+                ("probe_interval", say(d.timing.probe_interval)),
+                ("lease", say(d.lease)),
+                ("slack", say(d.slack)),
+                ("hold_down", say(d.timing.hold_down)),
+                ("hold_down_max", say(d.timing.hold_down_max)),
+                ("announce_repeat", format!("{:?}", d.timing.announce_repeat)),
+            ]
+        };
+        if let Some(old) = old {
+            for ((key, before), (_, after)) in times(old).into_iter().zip(times(self)) {
+                if before != after {
+                    lines.push(format!("timing: {key} {before} -> {after}"));
+                }
+            }
+        }
+        let segments = old.map_or(&[][..], |d| &d.segments);
+        named(&mut lines, "segment", segments, &self.segments, |s| s.name.clone(), |s| format!("{s:?}"));
+        let servers = old.map_or(&[][..], |d| &d.servers);
+        named(&mut lines, "virtual server", servers, &self.servers, |s| s.name.clone(), |s| format!("{s:?}"));
+        lines
+    }
+
+    /// The member list as the store is to hold it: the next version, if anything in it changes. Members keep their slots; new
+    /// ones get the lowest that are free.
+    pub fn member_list(&self, before: Option<&Members>) -> Members {
+        let mut names = self.members.clone();
+        names.sort_unstable();
+        let kept = |name: &str| before.and_then(|b| b.get(name)).map(|m| m.slot);
+        let taken: Vec<u8> = names.iter().filter_map(|n| kept(n)).collect();
+        let mut free = (0..baton_common::MAX_MEMBERS as u8).filter(|s| !taken.contains(s));
+        let member = |name: String| {
+            let slot = kept(&name).or_else(|| free.next()).unwrap_or(u8::MAX);
+            Member { name, slot }
+        };
+        let mut members = Members {
+            version: before.map_or(0, |b| b.version),
+            probe_interval: self.timing.probe_interval,
+            lease: self.lease,
+            slack: self.slack,
+            rho_ppm: CLOCK_ERROR_PPM,
+            nodes: names.into_iter().map(member).collect(),
+        };
+        if before != Some(&members) {
+            members.version += 1;
+        }
+        members
+    }
+}
+
+/// What is new, gone or changed in a list of named things.
+fn named<T>(
+    lines: &mut Vec<String>,
+    what: &str,
+    old: &[T],
+    new: &[T],
+    name: impl Fn(&T) -> String,
+    text: impl Fn(&T) -> String,
+) {
+    for item in old.iter().filter(|o| !new.iter().any(|n| name(n) == name(o))) {
+        lines.push(format!("- {what} {}", name(item)));
+    }
+    for item in new {
+        match old.iter().find(|o| name(o) == name(item)) {
+            None => lines.push(format!("+ {what} {}", name(item))),
+            Some(before) if text(before) != text(item) => lines.push(format!("~ {what} {}", name(item))),
+            Some(_) => {}
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The store of a cluster: etcd, version 3.
+//!
+//! All keys are below `/baton/<cluster>/`, and all values are JSON but the definitions, which are text in chunks.
+//!
+//! | key | value |
+//! |---|---|
+//! | `members` | [`Members`] |
+//! | `node/<node>` | [`baton_core::cluster::NodeRecord`] |
+//! | `incarnation/<node>` | the highest incarnation ever allotted |
+//! | `owner/<virtual server>` | [`baton_core::cluster::Record`] |
+//! | `drain/<node>` | 1, while the node is to be empty |
+//! | `move/<virtual server>` | the node it is wanted on |
+//! | `generation` | the generation of the definitions that is in force |
+//! | `definitions/<generation>/<chunk>` | a part of their text |
+//!
+//! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
+//! here.
+
+mod endpoints;
+mod keys;
+mod serve;
+
+use std::time::Duration;
+
+use baton_core::cluster::{Members, StoreChange};
+use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnResponse};
+
+use crate::config::EtcdConfig;
+use endpoints::Endpoints;
+pub use serve::{Known, News, spawn};
+
+/// Bytes of a chunk of the definitions: far below the 1.5 MiB that etcd takes in a request.
+const CHUNK: usize = 256 * 1024;
+/// Generations that are kept beside the one in force.
+const KEPT_GENERATIONS: u64 = 2;
+
+/// Why etcd did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// A file that says how to reach it can't be read.
+    #[error("{path}: {source}; check [store] tls and credentials")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No member answered.
+    #[error(
+        "etcd does not answer at {endpoints} ({last}); check [store] endpoints, and that a majority of etcd runs"
+    )]
+    Unreachable {
+        /// Who was asked.
+        endpoints: String,
+        /// What the last one said.
+        last: String,
+    },
+    /// It answered that it won't.
+    #[error("etcd at {endpoint} refuses: {reason}")]
+    Refused {
+        /// Who.
+        endpoint: String,
+        /// Its words.
+        reason: String,
+    },
+    /// A name can't be part of a key.
+    #[error("\"{name}\" can't be a name in the store: it is empty or holds a '/'")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A value in the store is not what it should be.
+    #[error("key {key} in etcd holds no {what}: {detail}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What should be there.
+        what: &'static str,
+        /// Why not.
+        detail: String,
+    },
+}
+
+/// A connection to etcd.
+#[derive(Clone)]
+pub struct Etcd {
+    endpoints: Endpoints,
+    keys: keys::Keys,
+}
+
+impl Etcd {
+    /// Reads the files that the configuration names; connects when it is first asked something.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub fn new(config: &EtcdConfig) -> Result<Etcd, EtcdError> {
+        Ok(Etcd { endpoints: Endpoints::new(config)?, keys: keys::Keys::new(&config.cluster) })
+    }
+
+    /// Everything but the definitions, in one linearizable reading, and the revision it was read at.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn load(&self) -> Result<(Vec<StoreChange>, i64), EtcdError> {
+        let (from, to) = self.keys.all();
+        let options = GetOptions::new().with_range(to);
+        let read =
+            self.endpoints.ask(async |mut client| client.get(from.clone(), Some(options.clone())).await);
+        let response = read.await?;
+        let revision = response.header().map_or(0, |h| h.revision());
+        let changes = response
+            .kvs()
+            .iter()
+            .filter_map(|kv| self.keys.change(kv.key(), Some(kv.value()), kv.mod_revision()));
+        Ok((changes.collect(), revision))
+    }
+
+    /// Allots an incarnation to a node: higher than all before and than `above`.
+    ///
+    /// # Errors
+    /// Nobody answers. An incarnation that was allotted all the same is never allotted again.
+    pub async fn next_incarnation(&self, node: &str, above: u64) -> Result<u64, EtcdError> {
+        let key = self.keys.incarnation(node)?;
+        loop {
+            let (value, revision) = self.get(&key).await?.unwrap_or_default();
+            let last: u64 = if value.is_empty() { 0 } else { parse(&key, "number", &value)? };
+            let next = last.max(above) + 1;
+            // An answer that gets lost costs a number: the next round reads what there is.
+            if self.swap(&key, revision, next.to_string()).await?.is_some_and(|r| r.succeeded()) {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// The highest incarnation ever allotted to a node.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn last_incarnation(&self, node: &str) -> Result<u64, EtcdError> {
+        let key = self.keys.incarnation(node)?;
+        match self.get(&key).await? {
+            Some((value, _)) => parse(&key, "number", &value),
+            None => Ok(0),
+        }
+    }
+
+    /// The member list and its revision.
+    ///
+    /// # Errors
+    /// Nobody answers; the value is damaged.
+    pub async fn members(&self) -> Result<Option<(Members, i64)>, EtcdError> {
+        let key = self.keys.members();
+        let Some((value, revision)) = self.get(&key).await? else { return Ok(None) };
+        Ok(Some((parse(&key, "member list", &value)?, revision)))
+    }
+
+    /// Writes the member list, if it still has this revision (0: there is none). Returns whether it was written.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn set_members(&self, expected: i64, members: &Members) -> Result<bool, EtcdError> {
+        let done = self.swap(&self.keys.members(), expected, keys::json(members)).await?;
+        Ok(done.is_some_and(|r| r.succeeded()))
+    }
+
+    /// Says that a node is to be empty, or no longer.
+    ///
+    /// # Errors
+    /// Nobody answers; the name is none.
+    pub async fn set_drain(&self, node: &str, on: bool) -> Result<(), EtcdError> {
+        let key = self.keys.drain(node)?;
+        match on {
+            true => self.put(&key, "1".to_owned()).await,
+            false => self.delete(&key).await,
+        }
+    }
+
+    /// Says that a virtual server is wanted on a node; `None`: no longer.
+    ///
+    /// # Errors
+    /// Nobody answers; the name is none.
+    pub async fn ask_move(&self, server: &str, to: Option<&str>) -> Result<(), EtcdError> {
+        let key = self.keys.wish(server)?;
+        match to {
+            Some(to) => self.put(&key, keys::json(&to)).await,
+            None => self.delete(&key).await,
+        }
+    }
+
+    /// The generation of the definitions that is in force (0: none), and their text.
+    ///
+    /// # Errors
+    /// Nobody answers; they are damaged.
+    pub async fn definitions(&self) -> Result<Option<(u64, String)>, EtcdError> {
+        let key = self.keys.generation();
+        let Some((value, _)) = self.get(&key).await? else { return Ok(None) };
+        let generation: u64 = parse(&key, "number", &value)?;
+        let prefix = self.keys.definitions(generation);
+        let options = GetOptions::new().with_prefix();
+        let read =
+            self.endpoints.ask(async |mut client| client.get(prefix.clone(), Some(options.clone())).await);
+        let mut bytes = Vec::new();
+        read.await?.kvs().iter().for_each(|kv| bytes.extend_from_slice(kv.value()));
+        let damaged = |e: std::string::FromUtf8Error| EtcdError::Value {
+            key: prefix.clone(),
+            what: "definitions",
+            detail: e.to_string(),
+        };
+        Ok(Some((generation, String::from_utf8(bytes).map_err(damaged)?)))
+    }
+
+    /// Writes definitions as a new generation and switches to it, if the generation in force is still the expected one (0:
+    /// there is none). Returns whether it was done. All but the last few generations are removed.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn set_definitions(&self, expected: u64, text: &str) -> Result<bool, EtcdError> {
+        let key = self.keys.generation();
+        let (value, revision) = self.get(&key).await?.unwrap_or_default();
+        let current: u64 = if value.is_empty() { 0 } else { parse(&key, "number", &value)? };
+        if current != expected {
+            return Ok(false);
+        }
+        let next = current + 1;
+        self.delete_prefix(&self.keys.definitions(next)).await?; // of somebody who was interrupted
+        for (index, chunk) in text.as_bytes().chunks(CHUNK).enumerate() {
+            self.put(&self.keys.chunk(next, index), chunk.to_vec()).await?;
+        }
+        if !self.swap(&key, revision, next.to_string()).await?.is_some_and(|r| r.succeeded()) {
+            return Ok(false);
+        }
+        if let Some(old) = next.checked_sub(KEPT_GENERATIONS + 1) {
+            self.delete_prefix(&self.keys.definitions(old)).await?;
+        }
+        Ok(true)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, i64)>, EtcdError> {
+        let response = self.endpoints.ask(async |mut client| client.get(key, None).await).await?;
+        Ok(response.kvs().first().map(|kv| (kv.value().to_vec(), kv.mod_revision())))
+    }
+
+    async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<(), EtcdError> {
+        let value = value.into();
+        self.endpoints.ask(async |mut client| client.put(key, value.clone(), None).await).await.map(|_| ())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), EtcdError> {
+        self.endpoints.ask(async |mut client| client.delete(key, None).await).await.map(|_| ())
+    }
+
+    async fn delete_prefix(&self, prefix: &str) -> Result<(), EtcdError> {
+        let options = DeleteOptions::new().with_prefix();
+        let delete =
+            self.endpoints.ask(async |mut client| client.delete(prefix, Some(options.clone())).await);
+        delete.await.map(|_| ())
+    }
+
+    /// Puts a value if the key still has this revision; else gets what is there. `None`: whether it was done is not known.
+    async fn swap(
+        &self,
+        key: &str,
+        expected: i64,
+        value: impl Into<Vec<u8>>,
+    ) -> Result<Option<TxnResponse>, EtcdError> {
+        let txn = Txn::new()
+            .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
+            .and_then([TxnOp::put(key, value, None)])
+            .or_else([TxnOp::get(key, None)]);
+        self.endpoints.ask_once(async |mut client| client.txn(txn.clone()).await).await
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(
+    key: &str,
+    what: &'static str,
+    value: &[u8],
+) -> Result<T, EtcdError> {
+    serde_json::from_slice(value).map_err(|e| EtcdError::Value {
+        key: key.to_owned(),
+        what,
+        detail: e.to_string(),
+    })
+}
+
+/// How long a request waits for one member before it goes to the next one, round after round.
+const PATIENCE: [Duration; 4] = [
+    Duration::from_millis(20),
+    Duration::from_millis(60),
+    Duration::from_millis(120),
+    Duration::from_millis(250),
+];
