@@ -1,0 +1,41 @@
+//! Several nodes with a real etcd: who serves what, whatever fails, judged by the wire.
+
+mod death;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use baton_lab::cluster::{Cluster, ClusterSpec, Judge};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+/// Three nodes, two virtual servers that prefer the first one.
+fn two_servers() -> ClusterSpec {
+    ClusterSpec::new()
+        .server(
+            "projects",
+            &["10.0.0.10/24", "fd00:10::10/64"],
+            "priority = 200\npreferred_nodes = [\"n1\", \"n2\"]",
+        )
+        .server("homes", &["10.0.0.11/24"], "preferred_nodes = [\"n1\", \"n3\"]")
+}
+
+/// No address was ever answered for by two nodes.
+fn never_two(judge: Judge) -> Result<()> {
+    let seen = judge.finish();
+    ensure!(seen.doubles.is_empty(), "two nodes answered: {:?}", seen.doubles);
+    ensure!(seen.asked > 20, "the judge has asked {} times only", seen.asked);
+    Ok(())
+}
+
+/// Lets time pass in which nothing must happen.
+fn quiet(cluster: &Cluster, time: Duration) -> Result<()> {
+    let before = cluster.wait_all_served()?;
+    std::thread::sleep(time);
+    let after = cluster.wait_all_served()?;
+    ensure!(before == after, "moved without a cause: {before:?} -> {after:?}{}", cluster.logs());
+    Ok(())
+}
