@@ -266,13 +266,16 @@ impl Cluster {
         addresses.into_iter().map(|a| Ok((a, self.wait_held(a, |_| true)?))).collect()
     }
 
-    /// The ends of the agents' logs.
+    /// The ends of the agents' logs and journals.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for (node, agent) in &self.agents {
-            let log = agent.log();
-            let lines: Vec<&str> = log.lines().collect();
-            text.push_str(&format!("\n--- {node}\n{}", lines[lines.len().saturating_sub(30)..].join("\n")));
+            let events = agent.command(&["events"]).map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+            for part in [agent.log(), events.unwrap_or_default()] {
+                let lines: Vec<&str> = part.lines().collect();
+                let end = lines[lines.len().saturating_sub(60)..].join("\n");
+                text.push_str(&format!("\n--- {node}\n{end}"));
+            }
         }
         text
     }

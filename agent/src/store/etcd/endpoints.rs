@@ -6,9 +6,18 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 
-use super::{EtcdError, PATIENCE};
+use super::EtcdError;
 use crate::config::EtcdConfig;
 
+/// How long a request waits for one member before it goes to the next one, round after round.
+const PATIENCE: [Duration; 4] = [
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(250),
+];
+/// No new round begins after this long.
+const LIMIT: Duration = Duration::from_secs(1);
 /// The local member is preferred again after so long.
 const BACK_HOME: Duration = Duration::from_secs(5);
 /// A connection that has failed for so long is made anew.
@@ -55,7 +64,8 @@ impl Endpoints {
             .with_require_leader(true)
             .with_auto_token_refresh(true)
             .with_connect_timeout(Duration::from_millis(500))
-            .with_keep_alive(Duration::from_secs(1), Duration::from_secs(1));
+            // etcd drops clients that ask more often than every 5 s (its `grpc-keepalive-min-time`).
+            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(2));
         if let Some(tls) = &config.tls {
             let mut tls_options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
             if let Some((certificate, key)) = &tls.identity {
@@ -150,6 +160,7 @@ impl Endpoints {
                 Outcome::Done(answer)
             }
             Ok(Err(e)) => {
+                tracing::debug!("etcd at {}: {e}", self.url(index));
                 let outcome = judge(&e);
                 if !matches!(outcome, Outcome::Refused(_)) {
                     self.failed(index);
@@ -157,6 +168,7 @@ impl Endpoints {
                 outcome
             }
             Err(_) => {
+                tracing::debug!("etcd at {}: no answer in {} ms", self.url(index), patience.as_millis());
                 self.failed(index);
                 Outcome::Unknown(format!("no answer in {} ms", patience.as_millis()))
             }
@@ -166,7 +178,7 @@ impl Endpoints {
     /// Asks something that may be asked twice, of one after the other, until there is an answer: for about a second.
     pub async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Error>) -> Result<T, EtcdError> {
         let mut last = String::new();
-        for patience in PATIENCE {
+        for patience in rounds() {
             for index in self.order() {
                 match self.one(index, patience, &ask).await {
                     Outcome::Done(answer) => return Ok(answer),
@@ -187,7 +199,7 @@ impl Endpoints {
         ask: impl AsyncFn(Client) -> Result<T, Error>,
     ) -> Result<Option<T>, EtcdError> {
         let mut last = String::new();
-        for patience in PATIENCE {
+        for patience in rounds() {
             for index in self.order() {
                 match self.one(index, patience, &ask).await {
                     Outcome::Done(answer) => return Ok(Some(answer)),
@@ -207,6 +219,13 @@ impl Endpoints {
         let urls: Vec<String> = self.state().all.iter().map(|e| e.url.clone()).collect();
         EtcdError::Unreachable { endpoints: urls.join(", "), last }
     }
+}
+
+/// How long to wait for each member, round after round, for about a second in all.
+fn rounds() -> impl Iterator<Item = Duration> {
+    let start = Instant::now();
+    let patience = PATIENCE.into_iter().chain(std::iter::repeat(PATIENCE[PATIENCE.len() - 1]));
+    patience.take_while(move |_| start.elapsed() < LIMIT)
 }
 
 /// What an error says of the request. gRPC codes: 3 invalid argument, 7 permission denied, 16 unauthenticated, 14

@@ -12,6 +12,7 @@
 //! | `move/<virtual server>` | the node it is wanted on |
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
+//! | `a-reading` | nothing: written to read by a write |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
 //! here.
@@ -20,10 +21,8 @@ mod endpoints;
 mod keys;
 mod serve;
 
-use std::time::Duration;
-
 use baton_core::cluster::{Members, StoreChange};
-use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnResponse};
+use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
 use endpoints::Endpoints;
@@ -240,6 +239,14 @@ impl Etcd {
         Ok(response.kvs().first().map(|kv| (kv.value().to_vec(), kv.mod_revision())))
     }
 
+    /// What a key holds, read by a write: a linearizable read that is under way when the leader dies keeps those behind it
+    /// waiting for as long as half a second (etcd's `readIndexRetryTime`), a write only until there is a leader.
+    async fn get_now(&self, key: &str) -> Result<Option<(Vec<u8>, i64)>, EtcdError> {
+        let ask = Txn::new().and_then([TxnOp::put(self.keys.reading(), "", None), TxnOp::get(key, None)]);
+        let response = self.endpoints.ask(async |mut client| client.txn(ask.clone()).await).await?;
+        Ok(read_by(&response))
+    }
+
     async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<(), EtcdError> {
         let value = value.into();
         self.endpoints.ask(async |mut client| client.put(key, value.clone(), None).await).await.map(|_| ())
@@ -271,6 +278,14 @@ impl Etcd {
     }
 }
 
+/// What a transaction got.
+fn read_by(response: &TxnResponse) -> Option<(Vec<u8>, i64)> {
+    response.op_responses().into_iter().find_map(|r| match r {
+        TxnOpResponse::Get(get) => get.kvs().first().map(|kv| (kv.value().to_vec(), kv.mod_revision())),
+        _ => None,
+    })
+}
+
 fn parse<T: serde::de::DeserializeOwned>(
     key: &str,
     what: &'static str,
@@ -282,11 +297,3 @@ fn parse<T: serde::de::DeserializeOwned>(
         detail: e.to_string(),
     })
 }
-
-/// How long a request waits for one member before it goes to the next one, round after round.
-const PATIENCE: [Duration; 4] = [
-    Duration::from_millis(20),
-    Duration::from_millis(60),
-    Duration::from_millis(120),
-    Duration::from_millis(250),
-];

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use baton_core::cluster::{Entry, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
 use etcd_client::{
-    Compare, CompareOp, EventType, GetOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    Compare, CompareOp, EventType, GetOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
@@ -137,16 +137,8 @@ async fn try_write(etcd: &Etcd, server: &str, expected: u64, record: &Record) ->
         Some(response) if response.succeeded() => {
             Ok(Written::At(response.header().map_or(0, |h| h.revision()) as u64))
         }
-        Some(response) => {
-            let kv = response.op_responses().into_iter().find_map(|r| match r {
-                TxnOpResponse::Get(get) => {
-                    get.kvs().first().map(|kv| (kv.value().to_vec(), kv.mod_revision()))
-                }
-                _ => None,
-            });
-            current(&key, kv).map(Written::Not)
-        }
-        None => current(&key, etcd.get(&key).await?).map(Written::Not),
+        Some(response) => current(&key, super::read_by(&response)).map(Written::Not),
+        None => current(&key, etcd.get_now(&key).await?).map(Written::Not),
     }
 }
 

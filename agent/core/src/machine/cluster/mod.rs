@@ -120,9 +120,9 @@ impl Cluster {
         }
     }
 
-    /// Has this node a lease, as of the last reading?
-    fn has_lease(&self, now: Time) -> bool {
-        self.members.nodes.len() == 1 || self.reading.lease.is_some_and(|end| now < end)
+    /// Has this node a lease? The driver tells when that changes.
+    fn has_lease(&self) -> bool {
+        self.members.nodes.len() == 1 || self.had_lease
     }
 
     /// Was this member heard, both ways, within D of `at`?
@@ -168,7 +168,7 @@ impl Machine {
         let now = self.now;
         let Some(cluster) = &mut self.cluster else { return };
         (cluster.reading, cluster.read) = (reading, now);
-        let has = cluster.has_lease(now);
+        let has = cluster.reading.lease.is_some_and(|end| now < end);
         if has != std::mem::replace(&mut cluster.had_lease, has) {
             self.event(if has { EventKind::LeaseBegins } else { EventKind::LeaseOver });
         }

@@ -198,7 +198,7 @@ impl Machine {
             return;
         }
         let since = *cluster.vacant.entry(server.to_owned()).or_insert(now);
-        let lease = cluster.has_lease(now);
+        let lease = cluster.has_lease();
         let Some(turn) = successor.and_then(|s| s.turn) else { return };
         if since + turn > now {
             cluster.next_turn = cluster.next_turn.into_iter().chain([since + turn]).min();
