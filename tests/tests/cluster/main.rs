@@ -1,12 +1,22 @@
 //! Several nodes with a real etcd: who serves what, whatever fails, judged by the wire.
 
 mod death;
+mod moves;
+mod partition;
+mod pause;
+mod store;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use baton_lab::cluster::{Cluster, ClusterSpec, Judge};
+use baton_lab::host::wait_until;
+
+/// Long enough for everything that happens at all.
+const LONG: Duration = Duration::from_secs(20);
+/// Of the virtual servers of [`two_servers`].
+const ADDRESSES: [&str; 3] = ["10.0.0.10", "fd00:10::10", "10.0.0.11"];
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
@@ -28,7 +38,7 @@ fn all_to(cluster: &Cluster, node: &str) -> Result<()> {
     for server in ["projects", "homes"] {
         cluster.done(node, &["move", server, "--to", node])?;
     }
-    for address in ["10.0.0.10", "fd00:10::10", "10.0.0.11"] {
+    for address in ADDRESSES {
         cluster.wait_held(ip(address), |holder| holder == node)?;
     }
     Ok(())
@@ -49,4 +59,18 @@ fn quiet(cluster: &Cluster, time: Duration) -> Result<()> {
     let after = cluster.wait_all_served()?;
     ensure!(before == after, "moved without a cause: {before:?} -> {after:?}{}", cluster.logs());
     Ok(())
+}
+
+/// Waits until nobody answers for the address.
+fn wait_unserved(cluster: &Cluster, address: IpAddr) -> Result<()> {
+    let nobody = || cluster.holders(address).is_ok_and(|nodes| nodes.is_empty());
+    Ok(wait_until("nobody to answer", LONG, nobody)?)
+}
+
+/// Waits until the address is on no interface of the node.
+fn wait_unconfigured(cluster: &Cluster, node: &str, address: IpAddr) -> Result<()> {
+    let host = cluster.lab.host(node)?;
+    let gone =
+        || host.netlink().addresses().is_ok_and(|all| !all.iter().any(|(_, net)| net.addr() == address));
+    Ok(wait_until("the address to leave the node", LONG, gone)?)
 }
