@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Members, StoreInput};
+use crate::cluster::{Members, NodeRecord, StoreInput};
 use crate::{Config, Effect, LinkErrors, PeerReading, Reading};
 
 /// Kernel index of a network interface; never 0.
@@ -93,6 +93,8 @@ pub struct Start {
 pub struct ClusterStart {
     /// The member list.
     pub members: Members,
+    /// What the nodes last told of themselves: whom to probe until the store has been read.
+    pub nodes: BTreeMap<String, NodeRecord>,
     /// This node takes no virtual servers.
     pub witness: bool,
     /// The kernel held nothing of an earlier agent of this version: verdicts and receipts are forgotten (lease.md, R4).

@@ -24,7 +24,9 @@ pub use input::{
     Assigned, Attachment, Claim, ClusterStart, Found, IfIndex, Input, Link, Owner, Sample, Start,
 };
 pub use machine::Machine;
-pub use path::{LinkErrors, PathSample, PeerPort, PeerReading, PeerSample, ProbePort, Reading, TargetSample};
+pub use path::{
+    LinkErrors, PathSample, PeerPort, PeerReading, PeerSample, ProbePort, Reading, TargetSample, peer_ports,
+};
 pub use snapshot::{
     AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
     TargetView, Watcher,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{Members, NodeRecord};
 use crate::{IfIndex, Time};
 
 /// A reading of the path table: all of it, each time. It is taken when it would change a verdict
@@ -109,6 +110,23 @@ pub struct PeerPort {
     pub segment: String,
     /// Its MAC address.
     pub mac: [u8; 6],
+}
+
+/// Ports of the members other than `own` that are to be probed.
+pub fn peer_ports(members: &Members, own: &str, nodes: &BTreeMap<String, NodeRecord>) -> Vec<PeerPort> {
+    let others = members.nodes.iter().filter(|m| m.name != own);
+    let ports = others.filter_map(|m| Some((m, nodes.get(&m.name)?))).flat_map(|(m, node)| {
+        node.ports.iter().map(|p| PeerPort {
+            node: m.name.clone(),
+            slot: m.slot,
+            incarnation: node.incarnation,
+            number: p.number,
+            interface: p.interface.clone(),
+            segment: p.segment.clone(),
+            mac: p.mac,
+        })
+    });
+    ports.collect()
 }
 
 /// What is heard of the other members, all of them each time.

@@ -13,7 +13,7 @@ use baton_common::{LEASE_ENDLESS, Lease, Verdict};
 use baton_core::cluster::{Members, StoreInput, StoreRequest};
 use baton_core::{
     Assigned, ClusterStart, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link,
-    Machine, Reason, Stage, Start, Time,
+    Machine, ProbePort, Reason, Stage, Start, Time,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -163,6 +163,7 @@ impl Driver {
         };
         driver.watch_carriers();
         driver.promise();
+        driver.expect_peers(&found, cluster.as_ref())?;
         let start = Start { config, incarnation, found, bound, marked, cluster };
         driver.take(Input::Start(Box::new(start)), now());
         driver.sweep().map_err(FastError::Netlink)?;
@@ -173,6 +174,24 @@ impl Driver {
         }
         driver.publish(now());
         Ok(driver)
+    }
+
+    /// Enters the paths from the other members before the programs are put on the ports: a node whose agent starts anew must
+    /// not fall silent for the moment between.
+    fn expect_peers(&mut self, found: &Found, cluster: Option<&ClusterStart>) -> Result<(), FastError> {
+        let Some(ClusterStart { members, nodes, .. }) = cluster else { return Ok(()) };
+        let peers = baton_core::peer_ports(members, &self.config.node, nodes);
+        let own = self.config.ports.iter().filter_map(|port| {
+            let link = found.links.iter().find(|l| l.name == port.interface && l.up && l.carrier)?;
+            Some(ProbePort {
+                ifindex: link.ifindex,
+                interface: port.interface.clone(),
+                segment: port.segment.clone(),
+                mac: link.mac,
+            })
+        });
+        let own: Vec<ProbePort> = own.collect();
+        self.prober.expect_peers(&own, peers)
     }
 
     /// Runs until it is told to stop. Everything stays as it is: the kernel goes on serving.

@@ -33,6 +33,8 @@ pub struct PeerProber {
     paths: BTreeMap<Key, Remote>,
     /// Those that are probed, or are to be.
     ports: Vec<PeerPort>,
+    /// Own ports that are to get their programs soon: their paths are entered, and wait.
+    expected: BTreeSet<IfIndex>,
     /// This node's own verdicts, told in turn.
     verdicts: Vec<(u8, u64)>,
     turn: usize,
@@ -58,6 +60,7 @@ impl PeerProber {
             membership,
             paths: BTreeMap::new(),
             ports: Vec::new(),
+            expected: BTreeSet::new(),
             verdicts: Vec::new(),
             turn: 0,
             steady_since: now(),
@@ -96,7 +99,10 @@ impl PeerProber {
                 .get(key)
                 .is_some_and(|(o, p)| r.own == *o && (r.peer.mac, &r.peer.node) == (p.mac, &p.node))
         };
-        let gone: BTreeSet<Key> = self.paths.iter().filter(|(k, r)| !same(k, r)).map(|(k, _)| *k).collect();
+        own.iter().for_each(|o| _ = self.expected.remove(&o.ifindex));
+        let waits = |key: &Key| self.expected.contains(&key.0);
+        let gone = self.paths.iter().filter(|(k, r)| !same(k, r) && !waits(k)).map(|(k, _)| *k);
+        let gone: BTreeSet<Key> = gone.collect();
         let mut changed = !gone.is_empty();
         for key in gone {
             if let Some(remote) = self.paths.remove(&key) {
@@ -119,6 +125,24 @@ impl PeerProber {
             self.paths.insert(key, Remote { slot, member: peer.slot, own, peer, frame, sequence });
         }
         Ok(changed)
+    }
+
+    /// Enters the paths between these ports; the own ones are to get their programs soon.
+    ///
+    /// # Errors
+    ///
+    /// The path table refuses.
+    pub fn expect(
+        &mut self,
+        own: &[ProbePort],
+        ports: Vec<PeerPort>,
+        identity: &Identity,
+        limit_ns: u64,
+        table: &mut PathTable,
+    ) -> Result<(), KernelError> {
+        self.set(own, Some(ports), identity, limit_ns, table)?;
+        self.expected = own.iter().map(|o| o.ifindex).collect();
+        Ok(())
     }
 
     /// This node is another incarnation.

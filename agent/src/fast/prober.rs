@@ -234,6 +234,19 @@ impl Prober {
         Ok(())
     }
 
+    /// Enters the paths between these ports, which are to be the node's own soon. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// The path table refuses.
+    pub fn expect_peers(&mut self, own: &[ProbePort], peer_ports: Vec<PeerPort>) -> Result<(), FastError> {
+        let limit = self.limit_ns();
+        if let Some(peers) = &mut self.peers {
+            peers.expect(own, peer_ports, &self.identity, limit, &mut self.table)?;
+        }
+        Ok(())
+    }
+
     fn pair_with_peers(&mut self, ports: Option<Vec<PeerPort>>) -> Result<bool, FastError> {
         let limit = self.limit_ns();
         let Some(peers) = &mut self.peers else { return Ok(false) };

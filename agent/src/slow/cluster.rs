@@ -1,6 +1,7 @@
 //! How a node joins its cluster: what the store defines, this node's incarnation, and what the kernel still holds of an
 //! earlier agent (lease.md, R2, R4, R10).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use baton_common::SipKey;
-use baton_core::cluster::Members;
+use baton_core::cluster::{Entry, Members, NodeRecord};
 use baton_core::{ClusterStart, Config};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +53,9 @@ struct Defined {
     generation: u64,
     definitions: String,
     members: Members,
+    /// What the nodes told of themselves.
+    #[serde(default)]
+    nodes: BTreeMap<String, NodeRecord>,
 }
 
 /// Waits for the store, and prepares the kernel programs. `None`: told to stop meanwhile.
@@ -95,7 +99,7 @@ async fn prepare(
     let lease = kernel.lease()?;
     let lost_memory = lease.incarnation == 0 || lease.members == 0;
     let defined = defined(etcd, &state.join(CACHE), !lost_memory).await;
-    let Defined { generation, definitions, members } = defined;
+    let Defined { generation, definitions, members, nodes } = defined;
     let (definitions, _) = Definitions::parse(&definitions, "definitions")
         .map_err(|e| RunError::Unreadable { generation, error: e.to_string() })?;
     let config = definitions.node_config(own)?;
@@ -117,7 +121,8 @@ async fn prepare(
         table.prepare(member.slot, node_number(&member.name), lost_memory, born)?;
     }
     let verdicts = table.verdicts(slot)?;
-    let start = ClusterStart { members: members.clone(), witness: cluster.witness, lost_memory, verdicts };
+    let start =
+        ClusterStart { members: members.clone(), nodes, witness: cluster.witness, lost_memory, verdicts };
     let known = Known { generation, members: members.version };
     Ok((config, incarnation, known, start, Membership { table, members, slot }))
 }
@@ -157,7 +162,11 @@ async fn defined(etcd: &Etcd, cache: &Path, cached: bool) -> Defined {
 async fn read(etcd: &Etcd) -> Result<Option<Defined>, EtcdError> {
     let Some((members, _)) = etcd.members().await? else { return Ok(None) };
     let Some((generation, definitions)) = etcd.definitions().await? else { return Ok(None) };
-    Ok(Some(Defined { generation, definitions, members }))
+    let nodes = etcd.load().await?.0.into_iter().filter_map(|c| match c.entry {
+        Entry::Node(name, Some(node)) => Some((name, node)),
+        _ => None,
+    });
+    Ok(Some(Defined { generation, definitions, members, nodes: nodes.collect() }))
 }
 
 /// Asks until there is an answer.

@@ -86,7 +86,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new(start: ClusterStart, node: &str, now: Time) -> Cluster {
-        let ClusterStart { members, witness, lost_memory, verdicts } = start;
+        let ClusterStart { members, nodes, witness, lost_memory, verdicts } = start;
         let slot = members.get(node).map_or(u8::MAX, |m| m.slot);
         let mute_until = if lost_memory { now + members.silence() } else { now };
         Cluster {
@@ -95,7 +95,7 @@ impl Cluster {
             witness,
             loaded: false,
             reachable: true,
-            nodes: BTreeMap::new(),
+            nodes,
             records: BTreeMap::new(),
             draining: BTreeSet::new(),
             wishes: BTreeMap::new(),
@@ -140,19 +140,7 @@ impl Machine {
     /// Ports of other members that are to be probed.
     pub fn peer_ports(&self) -> Vec<PeerPort> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
-        let others = cluster.members.nodes.iter().filter(|m| m.slot != cluster.slot);
-        let ports = others.filter_map(|m| Some((m, cluster.nodes.get(&m.name)?))).flat_map(|(m, node)| {
-            node.ports.iter().map(|p| PeerPort {
-                node: m.name.clone(),
-                slot: m.slot,
-                incarnation: node.incarnation,
-                number: p.number,
-                interface: p.interface.clone(),
-                segment: p.segment.clone(),
-                mac: p.mac,
-            })
-        });
-        ports.collect()
+        crate::path::peer_ports(&cluster.members, &cluster.me, &cluster.nodes)
     }
 
     /// This node's own verdicts that the others are to know: whom, by slot, up to which incarnation.
