@@ -224,6 +224,7 @@ impl Filter {
             | EventKind::NodeDead { .. }
             | EventKind::LeaseBegins
             | EventKind::LeaseOver
+            | EventKind::Master { .. }
             | EventKind::Incarnation { .. }
             | EventKind::StoreLost
             | EventKind::StoreBack

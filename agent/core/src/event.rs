@@ -203,6 +203,11 @@ pub enum EventKind {
     LeaseBegins,
     /// This node's lease has run out: no majority grants it one, and the kernel programs serve nothing.
     LeaseOver,
+    /// This node is the master: it plans for all.
+    Master {
+        /// Epoch of the master's record.
+        epoch: u64,
+    },
     /// This node goes on as another incarnation.
     Incarnation {
         /// The old one.

@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub quorum: bool,
     /// What is left of the lease, in milliseconds; `None`: endless.
     pub lease_ms: Option<u64>,
+    /// The store answers; without a cluster always.
+    pub store: bool,
     /// Every node.
     pub nodes: Vec<NodeView>,
     /// Every configured port of this node.

@@ -122,7 +122,8 @@ async fn records(etcd: &Etcd) -> Result<BTreeMap<String, Record>, EtcdError> {
     Ok(changes
         .into_iter()
         .filter_map(|c| match c.entry {
-            Entry::Record(server, Some(record)) => Some((server, record)),
+            // The master's record is no virtual server's.
+            Entry::Record(server, Some(record)) if !server.starts_with('@') => Some((server, record)),
             _ => None,
         })
         .collect())

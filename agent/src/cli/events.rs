@@ -186,6 +186,7 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::LeaseOver => {
             "no majority grants this node its lease: nothing is served until one does".to_owned()
         }
+        EventKind::Master { epoch } => format!("this node is the master, epoch {epoch}"),
         EventKind::Incarnation { from, to } => format!("goes on as incarnation {to}, was {from}"),
         EventKind::StoreLost => {
             "the store does not answer: what is served stays served, nothing new is taken; check etcd"

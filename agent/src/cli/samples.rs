@@ -69,6 +69,7 @@ pub(super) fn status() -> Status {
         incarnation: 7,
         master: Some("fs1".into()),
         quorum: true,
+        store: true,
         lease_ms: None,
         nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.21 }],
         ports: vec![

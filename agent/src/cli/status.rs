@@ -69,9 +69,13 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         view.failovers
     );
     if !view.quorum {
-        let _ = write!(out, "  {}", tinted("NO QUORUM", Tint::Bad, colour));
+        let _ = write!(out, "  {}", tinted("NO QUORUM: nothing is served here", Tint::Bad, colour));
+    }
+    if !view.store {
+        let _ = write!(out, "  {}", tinted("STORE LOST: nothing new is taken", Tint::Bad, colour));
     }
     out.push_str("\n\n");
+    nodes(status, colour, &mut out);
     ports(status, colour, &mut out);
     paths::write(view, colour, &mut out);
     out.push('\n');
@@ -87,6 +91,28 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         }
     }
     out
+}
+
+/// The nodes, where there are several.
+fn nodes(status: &Status, colour: bool, out: &mut String) {
+    let view = &status.snapshot;
+    if view.nodes.len() < 2 {
+        return;
+    }
+    let mut table = Table::new(&["NODE", "STATE", "", ">SERVERS"]);
+    for node in &view.nodes {
+        let tint = if node.state == "up" { Tint::Plain } else { Tint::Bad };
+        let master = view.master.as_ref() == Some(&node.name);
+        let servers = view.virtual_servers.iter().filter(|s| s.owner.as_ref() == Some(&node.name)).count();
+        table.row([
+            (one_line(&node.name), Tint::Plain),
+            (one_line(&node.state), tint),
+            (if master { "master".to_owned() } else { String::new() }, Tint::Plain),
+            (servers.to_string(), Tint::Plain),
+        ]);
+    }
+    table.write(out, colour);
+    out.push('\n');
 }
 
 fn ports(status: &Status, colour: bool, out: &mut String) {
@@ -119,10 +145,12 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
             (percent(s.load), Tint::Plain),
             (rate(s.rate), Tint::Plain),
         ]);
+        let here = s.owner.as_ref().is_none_or(|owner| *owner == status.snapshot.node);
         for a in &s.addresses {
             let (port, tint) = match &a.port {
                 Some(port) => (one_line(port), Tint::Plain),
-                None => ("no port".to_owned(), Tint::Bad),
+                None if here => ("no port".to_owned(), Tint::Bad),
+                None => (String::new(), Tint::Plain),
             };
             table.row([
                 (format!("  {}", a.address), Tint::Plain),

@@ -99,13 +99,28 @@ impl Collected {
                 gauge(&mut family, &labels, f64::from(u8::from(port.state == state)))?;
             }
         }
+        let help = "1 for the state that the node is in, as far as this node knows";
+        let mut family = encoder.encode_descriptor("baton_node_state", help, None, MetricType::Gauge)?;
+        for node in &view.nodes {
+            for state in ["up", "draining", "dead", "unknown"] {
+                let labels = [("node", node.name.as_str()), ("state", state)];
+                gauge(&mut family, &labels, f64::from(u8::from(node.state == state)))?;
+            }
+        }
         let conflicts = view.conflicts.len() as f64;
+        let word = |yes: bool| f64::from(u8::from(yes));
         let single = [
             (
                 "baton_lease_remaining_seconds",
                 "What is left of the lease; +Inf: endless",
                 view.lease_ms.map_or(f64::INFINITY, |ms| ms as f64 / 1e3),
             ),
+            (
+                "baton_quorum",
+                "1 while a majority of the cluster grants this node its lease",
+                word(view.quorum),
+            ),
+            ("baton_store_reachable", "1 while the store answers", word(view.store)),
             (
                 "baton_address_conflicts",
                 "Virtual IPs that an interface or host outside Baton's care also holds",

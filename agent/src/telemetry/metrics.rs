@@ -123,6 +123,7 @@ impl Metrics {
             | EventKind::Deposed { .. }
             | EventKind::LeaseBegins
             | EventKind::LeaseOver
+            | EventKind::Master { .. }
             | EventKind::Incarnation { .. }
             | EventKind::StoreLost
             | EventKind::StoreBack

@@ -8,12 +8,15 @@ impl Machine {
     /// The published view as of `now`.
     pub fn snapshot(&self, now: Time) -> Snapshot {
         let node = self.config.as_ref().map(|c| c.node.clone()).unwrap_or_default();
+        let alone = || vec![NodeView { name: node.clone(), state: "up".into(), load: self.node_load() }];
+        let (quorum, lease_ms) = self.cluster_lease();
         Snapshot {
             incarnation: self.incarnation,
-            master: Some(node.clone()),
-            quorum: true,
-            lease_ms: None,
-            nodes: vec![NodeView { name: node.clone(), state: "up".into(), load: self.node_load() }],
+            master: if self.cluster.is_some() { self.cluster_master() } else { Some(node.clone()) },
+            quorum,
+            lease_ms,
+            store: self.store_answers(),
+            nodes: self.cluster_nodes(self.node_load()).unwrap_or_else(alone),
             ports: (0..self.ports.len()).map(|p| self.port_view(p, now)).collect(),
             virtual_servers: (0..self.servers.len()).map(|s| self.server_view(s, &node)).collect(),
             segments: self.segment_views(),
@@ -53,11 +56,17 @@ impl Machine {
         let server = &self.servers[index];
         let vips: Vec<_> = self.vips.iter().filter(|(_, v)| v.server == index).collect();
         let rate = vips.iter().map(|(_, v)| v.rate).sum::<f64>();
+        let here = || {
+            let owner = server.owner.map(|_| node.to_owned());
+            let state = self.server_state(server, &vips.iter().map(|(_, v)| *v).collect::<Vec<_>>());
+            (owner, state, server.owner.map_or(0, |o| o.epoch))
+        };
+        let (owner, state, epoch) = self.cluster_standing(&server.name).unwrap_or_else(here);
         ServerView {
             name: server.name.clone(),
-            owner: server.owner.map(|_| node.to_owned()),
-            state: self.server_state(server, &vips.iter().map(|(_, v)| *v).collect::<Vec<_>>()).to_owned(),
-            epoch: server.owner.map_or(0, |o| o.epoch),
+            owner,
+            state: state.to_owned(),
+            epoch,
             load: self.capacity().map_or(0.0, |c| (rate / c).min(1.0)),
             priority: server.priority,
             rate: rate as u64,

@@ -10,12 +10,18 @@
 //! | another node, alive | off | nothing |
 //! | released | off | this node takes it when it is its turn |
 
+use std::time::Duration;
+
 use super::super::Machine;
 use super::Cluster;
 use super::incarnation::Change;
 use super::succession::Successor;
 use crate::cluster::{Record, Release, StoreRequest};
 use crate::{Effect, EventKind, FailoverKind, Owner, Reason};
+
+/// The master's record is one like those of virtual servers, with nothing to serve: taken by compare-and-swap, at once when a
+/// majority calls the master dead, and what it writes is fenced by its epoch. No virtual server can have this name.
+pub(super) const MASTER: &str = "@master";
 
 impl Cluster {
     pub(super) fn is_own(&self, record: &Record) -> bool {
@@ -65,6 +71,10 @@ impl Machine {
             return;
         }
         cluster.touched.insert(server.to_owned(), record.incarnation);
+        if server == MASTER {
+            self.event(EventKind::Master { epoch: record.epoch });
+            return;
+        }
         let Some(index) = self.servers.iter().position(|s| s.name == server) else { return };
         let taken = before.as_ref().is_none_or(|b| b.epoch != record.epoch);
         if record.incarnation != self.incarnation {
@@ -136,6 +146,9 @@ impl Machine {
         let busy = cluster.incarnation != Change::None;
         let plan = self.successions();
         self.follow_fitness();
+        if !busy {
+            self.settle_mastership();
+        }
         for index in 0..self.servers.len() {
             let server = self.servers[index].name.clone();
             let Some(cluster) = &self.cluster else { return };
@@ -159,6 +172,25 @@ impl Machine {
                     }
                 }
             }
+        }
+    }
+
+    /// Somebody is to be master: whoever comes first, of those that may be.
+    fn settle_mastership(&mut self) {
+        let Some(cluster) = &self.cluster else { return };
+        if cluster.writing.contains_key(MASTER) || cluster.witness {
+            return;
+        }
+        let current = cluster.records.get(MASTER).cloned();
+        match current {
+            Some((record, revision)) if cluster.is_own(&record) => {
+                if record.incarnation < self.incarnation {
+                    let members = cluster.members.version;
+                    let record = Record { incarnation: self.incarnation, members, ..record };
+                    self.write(MASTER.to_owned(), revision, record);
+                }
+            }
+            other => self.take_if_due(MASTER, other, Some(Successor { turn: Some(Duration::ZERO) })),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::Machine;
 use super::Cluster;
+use super::ownership::MASTER;
 use crate::config::{Failback, VirtualServer};
 use crate::{Reason, Time};
 
@@ -49,8 +50,10 @@ impl Machine {
         let fit: Vec<&str> = cluster.fit(cluster.read).collect();
         let mut load: BTreeMap<&str, usize> = BTreeMap::new();
         let held = |r: &crate::cluster::Record| r.released.is_none() && !cluster.is_dead(r);
-        for (record, _) in cluster.records.values().filter(|(r, _)| held(r)) {
-            *load.entry(record.node.as_str()).or_default() += 1;
+        for (server, (record, _)) in &cluster.records {
+            if server != MASTER && held(record) {
+                *load.entry(record.node.as_str()).or_default() += 1;
+            }
         }
         let mut plan = Vec::new();
         for server in &self.servers {
@@ -112,7 +115,7 @@ impl Machine {
         let me = cluster.me.as_str();
         let fit: Vec<&str> = cluster.fit(cluster.read).filter(|n| *n != me).collect();
         let mut load: BTreeMap<&str, usize> = BTreeMap::new();
-        for (server, (record, _)) in &cluster.records {
+        for (server, (record, _)) in cluster.records.iter().filter(|(s, _)| *s != MASTER) {
             let leaves_for = record.released.as_ref().and_then(|r| r.next.as_ref());
             let holder = cluster.leaving.get(server).map(|(to, _)| to).or(leaves_for).unwrap_or(&record.node);
             *load.entry(holder.as_str()).or_default() += 1;

@@ -1,1 +1,88 @@
+//! What is published of the cluster.
 
+use super::super::Machine;
+use super::Cluster;
+use super::ownership::MASTER;
+use crate::NodeView;
+
+impl Cluster {
+    /// `up`, `draining`, `dead` or `unknown`.
+    fn node_state(&self, name: &str, slot: u8) -> &'static str {
+        let peer = self.reading.peers.iter().find(|p| p.slot == slot);
+        let heard = slot == self.slot || peer.is_some_and(|p| self.is_heard(p, self.read));
+        match heard {
+            true if self.draining.contains(name) => "draining",
+            true => "up",
+            false => {
+                let latest = peer.map_or(0, |p| self.latest(p));
+                let dead = latest > 0 && self.accusers(slot, latest).count() >= self.members.majority();
+                if dead { "dead" } else { "unknown" }
+            }
+        }
+    }
+
+    /// Node that owns a virtual server, how it is there, as far as this node knows, and the epoch.
+    fn standing(&self, server: &str) -> (Option<String>, &'static str, u64) {
+        let Some((record, _)) = self.records.get(server) else { return (None, "stopped", 0) };
+        if record.released.is_some() {
+            return (None, "starting", record.epoch);
+        }
+        let slot = self.members.get(&record.node).map(|m| m.slot);
+        let state = match slot.map(|slot| self.node_state(&record.node, slot)) {
+            Some("up" | "draining") => "serving",
+            _ => "failed",
+        };
+        (Some(record.node.clone()), state, record.epoch)
+    }
+}
+
+impl Machine {
+    pub(in crate::machine) fn cluster_master(&self) -> Option<String> {
+        let cluster = self.cluster.as_ref()?;
+        let (record, _) = cluster.records.get(MASTER)?;
+        let in_charge = record.released.is_none() && !cluster.is_dead(record);
+        in_charge.then(|| record.node.clone())
+    }
+
+    /// A majority is connected, and what is left of the lease, as of the last reading.
+    pub(in crate::machine) fn cluster_lease(&self) -> (bool, Option<u64>) {
+        let Some(cluster) = &self.cluster else { return (true, None) };
+        if cluster.members.nodes.len() == 1 {
+            return (true, None);
+        }
+        let left = cluster.reading.lease.unwrap_or_default().since(cluster.read);
+        (cluster.has_lease(), Some(left.as_millis() as u64))
+    }
+
+    pub(in crate::machine) fn cluster_nodes(&self, own_load: f64) -> Option<Vec<NodeView>> {
+        let cluster = self.cluster.as_ref()?;
+        let view = |m: &crate::cluster::Member| NodeView {
+            name: m.name.clone(),
+            state: cluster.node_state(&m.name, m.slot).to_owned(),
+            load: if m.slot == cluster.slot { own_load } else { 0.0 },
+        };
+        Some(cluster.members.nodes.iter().map(view).collect())
+    }
+
+    /// Owner, state and epoch of a virtual server that is not served here; `None`: it is, or there is no cluster.
+    pub(in crate::machine) fn cluster_standing(
+        &self,
+        server: &str,
+    ) -> Option<(Option<String>, &'static str, u64)> {
+        let cluster = self.cluster.as_ref()?;
+        if cluster.leaving.contains_key(server) {
+            return Some((Some(cluster.me.clone()), "stopping", cluster.standing(server).2));
+        }
+        let (owner, state, epoch) = cluster.standing(server);
+        match owner {
+            Some(owner) if owner == cluster.me && cluster.has_lease() => None,
+            Some(owner) if owner == cluster.me => Some((Some(owner), "failed", epoch)),
+            owner => Some((owner, state, epoch)),
+        }
+    }
+
+    /// The store answers, and has been read.
+    pub(in crate::machine) fn store_answers(&self) -> bool {
+        self.cluster.as_ref().is_none_or(|c| c.reachable && c.loaded)
+    }
+}
