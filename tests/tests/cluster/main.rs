@@ -1,5 +1,6 @@
 //! Several nodes with a real etcd: who serves what, whatever fails, judged by the wire.
 
+mod campaign;
 mod death;
 mod moves;
 mod partition;
