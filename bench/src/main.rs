@@ -7,6 +7,7 @@ mod floor_agent;
 mod html;
 mod load;
 mod node;
+mod node_failover;
 mod port_failover;
 mod report;
 mod run;
@@ -23,6 +24,8 @@ use clap::Parser;
 enum Command {
     /// What a client loses, and the stages, when a port's carrier goes: floor, baton, keepalived.
     PortFailover(port_failover::Arguments),
+    /// What a client loses when a node dies, is cut off or drained: Baton in two profiles, keepalived.
+    NodeFailover(node_failover::Arguments),
     /// What a client loses when a port turns silent with carrier; false verdicts under stress; what watching costs.
     SilentPort(silent_port::Arguments),
     /// What grows with the number of addresses, and what must not; what an idle agent costs.
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
+        Command::NodeFailover(arguments) => node_failover::main(&arguments),
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),
