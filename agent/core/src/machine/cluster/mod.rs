@@ -17,6 +17,8 @@
 //! where they don't the compare-and-swap decides.
 
 mod incarnation;
+#[cfg(test)]
+mod model;
 mod ownership;
 mod succession;
 mod verdicts;
@@ -27,6 +29,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use self::ownership::MASTER;
 use super::Machine;
 use crate::cluster::{Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
 use crate::{ClusterStart, Effect, EventKind, PeerPort, PeerReading, PeerSample, Reason, Time};
