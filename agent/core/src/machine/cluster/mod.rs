@@ -86,6 +86,9 @@ pub(super) struct Cluster {
     next_turn: Option<Time>,
     /// What the records were before a write that is under way.
     replaced: BTreeMap<String, Record>,
+    /// The model breaks rule R11 with it.
+    #[cfg(test)]
+    counts_oneself: bool,
 }
 
 impl Cluster {
@@ -120,6 +123,8 @@ impl Cluster {
             ask_again: None,
             next_turn: None,
             replaced: BTreeMap::new(),
+            #[cfg(test)]
+            counts_oneself: false,
             members,
         }
     }

@@ -28,8 +28,9 @@ impl Cluster {
     /// dead, not draining.
     fn fit(&self, at: Time) -> impl Iterator<Item = &str> {
         let members = self.members.nodes.iter().filter(move |m| {
-            let heard = |slot| self.reading.peers.iter().find(|p| p.slot == slot);
-            let alive = m.slot == self.slot || heard(m.slot).is_some_and(|p| self.is_heard(p, at));
+            let peer = self.reading.peers.iter().find(|p| p.slot == m.slot);
+            let dead = |p| self.accusers(m.slot, self.latest(p)).count() >= self.members.majority();
+            let alive = m.slot == self.slot || peer.is_some_and(|p| self.is_heard(p, at) && !dead(p));
             let node = self.nodes.get(&m.name);
             alive && node.is_some_and(|n| !n.witness) && !self.draining.contains(&m.name)
         });

@@ -13,7 +13,16 @@ impl Cluster {
     /// Members that call this one dead, up to this incarnation at least.
     pub(super) fn accusers(&self, about: u8, incarnation: u64) -> impl Iterator<Item = u8> {
         let members = self.members.nodes.iter().map(|m| m.slot);
-        members.filter(move |&voter| voter != about && self.verdict(voter, about) >= incarnation)
+        let counts = move |voter: u8| voter != about || self.counts_oneself();
+        members.filter(move |&voter| counts(voter) && self.verdict(voter, about) >= incarnation)
+    }
+
+    /// Never: what a node says of itself is no verdict (R11). The model shows why.
+    fn counts_oneself(&self) -> bool {
+        #[cfg(test)]
+        return self.counts_oneself;
+        #[cfg(not(test))]
+        false
     }
 
     /// Does a majority call the owner in this record dead (R9)?

@@ -15,8 +15,8 @@ use super::super::MASTER;
 use crate::cluster::{Entry, Member, Members, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
 use crate::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use crate::{
-    Assigned, Attachment, ClusterStart, Config, Effect, Found, IfIndex, Input, Link, PeerReading, PeerSample, Start,
-    Time,
+    Assigned, Attachment, ClusterStart, Config, Effect, Found, IfIndex, Input, Link, PeerReading, PeerSample,
+    Start, Time,
 };
 
 /// Nodes.
@@ -52,8 +52,6 @@ pub struct Rules {
     pub own_write: bool,
     /// R10: all members have the same lease.
     pub same_lease: bool,
-    /// The grants that make a lease are counted in the version of the record.
-    pub same_version: bool,
 }
 
 /// All of them.
@@ -69,7 +67,6 @@ pub const RULES: Rules = Rules {
     mark_named: true,
     own_write: true,
     same_lease: true,
-    same_version: true,
 };
 
 /// What a node's kernel knows of a peer.
@@ -128,6 +125,7 @@ pub struct World {
     asked: Vec<Asked>,
     answers: Vec<(usize, u32, StoreInput)>,
     lease: u64,
+    version: u32,
     /// Ownership has gone from one node to another.
     pub changed_hands: bool,
 }
@@ -147,9 +145,9 @@ impl Hash for World {
     }
 }
 
-fn members(rules: &Rules, lease: u64) -> Members {
+fn members(rules: &Rules, lease: u64, version: u32) -> Members {
     Members {
-        version: 1,
+        version,
         probe_interval: Duration::from_millis(10),
         lease: Duration::from_nanos(lease * TICK),
         slack: Duration::from_nanos(rules.slack * TICK),
@@ -174,7 +172,7 @@ fn config(node: usize) -> Config {
             name: SERVER.into(),
             priority: 100,
             migrate: true,
-            preferred_nodes: Vec::new(),
+            preferred_nodes: vec!["b".into(), "c".into()],
             failback: Default::default(),
             reroute: false,
             addresses: vec!["10.0.0.10/24".parse().expect("address")],
@@ -209,6 +207,7 @@ impl World {
             asked: Vec::new(),
             answers: Vec::new(),
             lease: 2,
+            version: 1,
             changed_hands: false,
         };
         world.nodes[0].mark = 1;
@@ -250,15 +249,25 @@ impl World {
             })
             .filter(|(_, incarnation)| *incarnation != 0)
             .collect();
-        let marked = if node.mark != 0 && node.mark == node.incarnation { BTreeSet::from([SERVER.to_owned()]) } else { BTreeSet::new() };
+        let marked = if node.mark != 0 && node.mark == node.incarnation {
+            BTreeSet::from([SERVER.to_owned()])
+        } else {
+            BTreeSet::new()
+        };
         let cluster = ClusterStart {
-            members: members(&self.rules, self.lease),
+            members: members(&self.rules, self.lease, self.version),
             nodes: self.records.iter().map(|(n, r)| (NAMES[*n].to_owned(), r.clone())).collect(),
             witness,
             lost_memory: lost_memory && self.rules.wait_after_loss,
             verdicts,
         };
-        let link = Link { ifindex: IfIndex(1), name: "p0".into(), up: true, carrier: true, mac: [2, 0, 0, 0, 0, n as u8] };
+        let link = Link {
+            ifindex: IfIndex(1),
+            name: "p0".into(),
+            up: true,
+            carrier: true,
+            mac: [2, 0, 0, 0, 0, n as u8],
+        };
         let start = Start {
             config: config(n),
             incarnation: node.incarnation,
@@ -279,14 +288,17 @@ impl World {
         };
         let mut all: Vec<StoreChange> = self.records.iter().map(node).collect();
         if let Some((record, revision)) = &self.record {
-            all.push(StoreChange { revision: *revision, entry: Entry::Record(SERVER.into(), Some(record.clone())) });
+            all.push(StoreChange {
+                revision: *revision,
+                entry: Entry::Record(SERVER.into(), Some(record.clone())),
+            });
         }
         // Not of interest here, and always there.
-        let master = Record { node: "elsewhere".into(), incarnation: 1, members: 1, epoch: 1, released: None };
+        let master =
+            Record { node: "elsewhere".into(), incarnation: 1, members: 1, epoch: 1, released: None };
         all.push(StoreChange { revision: 1, entry: Entry::Record(MASTER.into(), Some(master)) });
-        if let Some((to, revision)) = self.wish {
-            all.push(StoreChange { revision, entry: Entry::Move(SERVER.into(), Some(NAMES[to].into())) });
-        }
+        let wish = self.wish.map(|(to, _)| NAMES[to].to_owned());
+        all.push(StoreChange { revision: self.revision, entry: Entry::Move(SERVER.into(), wish) });
         all
     }
 
@@ -330,7 +342,8 @@ impl World {
             }
             Effect::Condemn { slot, incarnation } => {
                 let peer = &mut node.peers[usize::from(slot)];
-                let last = if rules.any_incarnation { peer.heard } else { peer.heard_of.get(&incarnation).copied() };
+                let last =
+                    if rules.any_incarnation { peer.heard } else { peer.heard_of.get(&incarnation).copied() };
                 if rules.one_step && last.is_some_and(|at| node.clock - at < d) {
                     return None;
                 }
@@ -355,7 +368,7 @@ impl World {
 
     fn grants(&self, n: usize) -> usize {
         let node = &self.nodes[n];
-        let lease = if self.rules.same_lease { self.lease } else { self.lease + 2 };
+        let lease = if self.rules.same_lease { self.lease } else { self.lease + 4 };
         let valid = |(incarnation, from): &(u64, u64)| {
             *incarnation == node.incarnation && *from != 0 && node.clock < from.saturating_add(lease)
         };
@@ -407,7 +420,7 @@ impl World {
     pub fn late_grant(&mut self, voter: usize, owner: usize, incarnation: u64, from: u64) {
         let past_only = self.rules.past_only;
         let node = &mut self.nodes[owner];
-        if (node.incarnation == incarnation || !past_only) && (from <= node.clock || !past_only) {
+        if !past_only || (node.incarnation == incarnation && from <= node.clock) {
             node.grants[voter] = (node.incarnation, from);
         }
     }
@@ -433,21 +446,36 @@ impl World {
 
     /// The agent looks at its peers and its lease.
     pub fn look(&mut self, n: usize) {
+        let reading = self.reading(n);
+        self.input(n, Input::Peers(reading));
+    }
+
+    /// The same, and something happens between the look and what follows from it.
+    pub fn look_and(&mut self, n: usize, meanwhile: impl FnOnce(&mut World)) {
+        let reading = self.reading(n);
+        meanwhile(self);
+        self.input(n, Input::Peers(reading));
+    }
+
+    fn reading(&self, n: usize) -> PeerReading {
         let node = &self.nodes[n];
+        let latest = self.record.as_ref().map_or(0, |(r, _)| r.incarnation);
         let time = |at: u64| Time(at * TICK);
         let peers = (0..N).filter(|p| *p != n).map(|p| {
             let peer = &node.peers[p];
             PeerSample {
                 slot: p as u8,
                 incarnation: peer.incarnation,
-                heard: peer.heard.map(time),
+                heard: match self.rules.any_incarnation {
+                    true => peer.heard.map(time),
+                    false => peer.heard_of.get(&latest.max(peer.incarnation)).copied().map(time),
+                },
                 answered: peer.answered.map(time),
                 refuses: peer.refused,
             }
         });
         let lease = (self.grants(n) >= N / 2).then(|| time(node.clock + 1));
-        let reading = PeerReading { peers: peers.collect(), steady_since: time(EPOCH), lease };
-        self.input(n, Input::Peers(reading));
+        PeerReading { peers: peers.collect(), steady_since: Time(0), lease }
     }
 
     /// Time goes on for all.
@@ -596,19 +624,52 @@ impl World {
         self.wish = Some((to, self.revision));
     }
 
-    /// Incarnation of a node's kernel.
-    pub fn incarnation(&self, n: usize) -> u64 {
-        self.nodes[n].incarnation
+    /// And then does not.
+    pub fn unwish(&mut self) {
+        self.revision += 1;
+        self.wish = None;
+    }
+
+    /// The node goes on as another incarnation for a reason of its own, such as another record.
+    pub fn force_incarnation(&mut self, n: usize, incarnation: u64) {
+        let _ = self.carry_out(n, Effect::Incarnation(incarnation));
+    }
+
+    /// A verdict is told, whoever gave it.
+    pub fn tell(&mut self, to: usize, voter: usize, about: usize, incarnation: u64) {
+        let (voter, about) = (voter as u8, about as u8);
+        self.input(to, Input::Verdict { voter, about, incarnation });
+    }
+
+    /// This node's machine counts a node's verdict about itself.
+    pub fn count_oneself(&mut self, n: usize) {
+        let cluster = self.nodes[n].machine.as_mut().and_then(|m| m.cluster.as_mut());
+        cluster.expect("it runs").counts_oneself = true;
+    }
+
+    /// The agents of these nodes start anew with the next version of the member list.
+    pub fn next_version(&mut self, nodes: &[usize]) {
+        self.version += 1;
+        for n in nodes {
+            self.crash(*n);
+            self.start(*n);
+        }
+    }
+
+    /// The member list is about to have a next version. `at_once`: the record is counted in it before its owner has adopted it.
+    pub fn grow(&mut self, at_once: bool) {
+        if let Some((record, _)) = self.record.as_mut().filter(|_| at_once) {
+            record.members = self.version + 1;
+        }
+    }
+
+    /// A lease that never ends, as a lone node has.
+    pub fn endless(&mut self, n: usize) {
+        self.nodes[n].grants = [(self.nodes[n].incarnation, u64::MAX / 2); N];
     }
 
     /// Clock of a node, ticks.
     pub fn clock(&self, n: usize) -> u64 {
         self.nodes[n].clock
-    }
-
-    /// Who owns it, by the record.
-    pub fn owner(&self) -> Option<usize> {
-        let (record, _) = self.record.as_ref().filter(|(r, _)| r.released.is_none())?;
-        NAMES.iter().position(|n| *n == record.node)
     }
 }
