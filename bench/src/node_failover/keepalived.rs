@@ -96,6 +96,7 @@ impl System for Keepalived {
             // A machine that starts has no address; the killed daemon left it.
             let port = self.lab.port(node, "p0")?;
             port.delete_address(format!("{VIP}/24").parse()?)?;
+            self.lab.host(node)?.run("rm", ["-f", "/run/keepalived.pid", "/run/vrrp.pid"])?;
         }
         self.valves[node].iter().try_for_each(Valve::open)?;
         if cause == Cause::PowerLoss {
