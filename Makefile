@@ -19,7 +19,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 BPF_LINKER_VERSION := 0.13.0
 # What the build needs; then what only the tests, the lints and the benchmarks need.
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
-TEST_PACKAGES := iputils-ping etcd-server etcd-client
+# etcd runs in the lab only: nothing is started on this machine.
+DEMO_PACKAGES := etcd-server etcd-client
+TEST_PACKAGES := iputils-ping
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -35,7 +37,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-test setup-lint setup-bench build demo test lint bench fuzz install
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -49,23 +51,36 @@ setup:
 	fi
 	@echo "setup: everything is installed"
 
-setup-test: setup
+# Installs those of the packages that are missing, and keeps the services off that Debian starts with them: the lab runs its
+# own. A service that was there before is left alone.
+define install_idle
+	@if ! dpkg-query -W -f='$${Status}' $(1) 2>/dev/null | grep -q 'install ok installed'; then \
+		$(MAKE) --no-print-directory setup-packages NAMES="$(2)"; \
+		systemctl disable --now $(3) >/dev/null 2>&1 || true; \
+	fi
+endef
+
+setup-packages:
+	$(call install,$(NAMES))
+
+setup-demo: setup
+	$(call install_idle,etcd-server,$(DEMO_PACKAGES),etcd)
+
+setup-test: setup-demo
 	$(call install,$(TEST_PACKAGES))
 
 # A rustup toolchain brings its own.
 setup-lint: setup
 	$(if $(shell $(CARGO) clippy --version 2>/dev/null),,$(call install,$(LINT_PACKAGES)))
 
-# Debian starts keepalived when it is installed; the benchmark runs one of its own, in the lab.
-setup-bench: setup
-	$(call install,$(BENCH_PACKAGES))
-	@systemctl disable --now keepalived >/dev/null 2>&1 || true
+setup-bench: setup-demo
+	$(call install_idle,keepalived,$(BENCH_PACKAGES),keepalived)
 
 build: setup
 	@echo "build: the agent and its kernel programs"
 	$(CARGO) build --locked --workspace --all-targets
 
-demo: setup
+demo: setup-demo
 	$(CARGO) build --locked -p baton
 	@echo "demo: a lab in network namespaces; nothing outside it is touched"
 	target/debug/baton demo
@@ -87,6 +102,7 @@ bench: setup-bench
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
 	target/release/baton-bench scale --json bench/out/scale.json
 	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
+	target/release/baton-bench node-failover --json bench/out/node-failover.json --html bench/out/node-failover.html
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 
 # A stable compiler will do, without sanitizers: what is fuzzed is without allocation.

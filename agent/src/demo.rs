@@ -1,5 +1,7 @@
 //! `baton demo`: one file server with three ports and one client, in network namespaces; the real agent; cut cables;
-//! and what the client saw. Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
+//! and what the client saw; then three file servers ([`nodes`]). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
+
+mod nodes;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -109,7 +111,8 @@ pub fn run() -> Result<()> {
         valve.close()
     })?;
     demo.show_status()?;
-    demo.finish()
+    demo.finish()?;
+    nodes::run()
 }
 
 struct Demo<'a> {
@@ -260,7 +263,7 @@ impl<'a> Demo<'a> {
             if tcp.reset() { "RESET" } else { "no reset" }
         ))?;
         self.agent.terminate(PATIENCE)?;
-        say("done; namespaces, agent and addresses are gone")
+        say("done with one node; its namespaces, agent and addresses are gone")
     }
 
     fn say_at(&self, at: Duration, what: &str) -> Result<()> {

@@ -2,8 +2,10 @@ use crate::layout;
 
 /// Deadline of a lease that never ends: a single node without a cluster.
 pub const LEASE_ENDLESS: u64 = u64::MAX;
-/// Most members of a cluster.
+/// Slots for members: a few more than there may be members, so that one can be replaced by another.
 pub const MAX_MEMBERS: usize = 8;
+/// Most members at a time. The kernel programs can count up to two grants beside this node itself.
+pub const MOST_MEMBERS: usize = 5;
 
 /// A value that kernel programs change under its lock (`bpf_spin_lock`). The agent reads and writes it whole, with
 /// `BPF_F_LOCK`.
@@ -38,7 +40,7 @@ pub struct Lease {
     pub void_ns: u64,
     /// Version of the member list that grants are counted in.
     pub members: u32,
-    /// How many grants make the lease: a majority less this node itself.
+    /// How many grants make the lease: a majority less this node itself; 1 or 2.
     pub needed: u32,
     /// Until when each member, by slot, lets this node serve.
     pub grants: [u64; MAX_MEMBERS],

@@ -19,7 +19,7 @@ mod vip;
 
 pub use claim::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
 pub use counters::{Counters, Diagnostics};
-pub use lease::{AgentPromise, LEASE_ENDLESS, Lease, Locked, MAX_MEMBERS};
+pub use lease::{AgentPromise, LEASE_ENDLESS, Lease, Locked, MAX_MEMBERS, MOST_MEMBERS};
 pub use path::{
     MAX_PATHS, MAX_SEEN, MAX_TARGETS, Path, PathKey, ProbeConfig, RTT_BUCKETS, Seen, Silence, Target,
     TargetKey,

@@ -176,28 +176,39 @@ fn grant(slot: u32, ours: u64, granted_ns: u64, now_ns: u64, jumped: bool) {
         } else if (*lease).incarnation == ours && granted_ns > (*lease).void_ns && granted_ns <= now_ns {
             let until_ns = granted_ns + (*lease).length_ns;
             if until_ns > (*lease).grants[slot] {
+                // With at most five members one or two grants are a majority with this node itself: the new one, and where two
+                // are needed, the longest of the others.
+                (*lease).grants[slot] = 0;
+                let mut end_ns =
+                    if (*lease).needed > 1 { longest(&raw const (*lease).grants) } else { until_ns };
                 (*lease).grants[slot] = until_ns;
-                let mut end_ns = 0;
-                let mut i = 0;
-                while i < MAX_MEMBERS {
-                    let until_ns = (*lease).grants[i];
-                    // How many are at least as long: by arithmetic, for the verifier would follow every branch.
-                    let mut as_long = 0;
-                    let mut j = 0;
-                    while j < MAX_MEMBERS {
-                        as_long += until_ns.wrapping_sub((*lease).grants[j]).wrapping_sub(1) >> 63;
-                        j += 1;
-                    }
-                    if as_long >= u64::from((*lease).needed) && until_ns > end_ns {
-                        end_ns = until_ns;
-                    }
-                    i += 1;
+                if end_ns > until_ns {
+                    end_ns = until_ns;
                 }
-                (&raw mut (*lease).deadline_ns).write_volatile(end_ns);
+                if end_ns > (*lease).deadline_ns {
+                    (&raw mut (*lease).deadline_ns).write_volatile(end_ns);
+                }
             }
         }
         unlock(&raw mut (*entry).lock);
     }
+}
+
+/// # Safety
+/// The lease's lock must be held.
+#[inline(always)]
+unsafe fn longest(grants: *const [u64; MAX_MEMBERS]) -> u64 {
+    let mut longest_ns = 0;
+    let mut i = 0;
+    while i < MAX_MEMBERS {
+        // SAFETY: by the caller; within the array. Volatile, or the compiler makes one load of many cases of it.
+        let until_ns = unsafe { (&raw const (*grants)[i]).read_volatile() };
+        if until_ns > longest_ns {
+            longest_ns = until_ns;
+        }
+        i += 1;
+    }
+    longest_ns
 }
 
 /// Keeps a verdict that the member tells of, and reports it if it is news.

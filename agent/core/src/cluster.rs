@@ -100,6 +100,9 @@ pub struct NodePort {
     pub mac: [u8; 6],
     /// Clients can be served by it, as far as is known.
     pub usable: bool,
+    /// It hears ports of other members: the segment lives here.
+    #[serde(default)]
+    pub hears: bool,
 }
 
 /// One key of the store.

@@ -138,6 +138,8 @@ pub struct PeerReading {
     pub steady_since: Time,
     /// When this node's lease ends, or ended; `None`: it has none yet.
     pub lease: Option<Time>,
+    /// When each own port that is probed by other members last heard one of them; sorted by port.
+    pub ports: Vec<(IfIndex, Option<Time>)>,
 }
 
 /// One other member.

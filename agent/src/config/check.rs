@@ -79,11 +79,11 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         return None;
     };
     check_names("member", members.value.iter(), f);
-    if members.value.is_empty() || members.value.len() > baton_common::MAX_MEMBERS {
+    if members.value.is_empty() || members.value.len() > baton_common::MOST_MEMBERS {
         f.error(
             members.at,
             format!("{} members", members.value.len()),
-            format!("name 1 to {} nodes", baton_common::MAX_MEMBERS),
+            format!("name 1 to {} nodes", baton_common::MOST_MEMBERS),
         );
     }
     if members.value.len() == 2 && !cluster.is_some_and(|c| c.two_nodes) {
@@ -102,6 +102,15 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
             None => "add it to `members`, or remove it here".to_owned(),
         };
         f.error(node.at, format!("preferred node \"{}\" is no member", node.value), fix);
+    }
+    for server in
+        raw.servers.iter().filter(|s| matches!(s.failback, Some(baton_core::config::Failback::Window(..))))
+    {
+        f.warn(
+            server.at,
+            "`failback` in a daily window is checked but not carried out in this version",
+            "use \"manual\" or \"immediate\" until then",
+        );
     }
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {

@@ -289,8 +289,7 @@ impl Driver {
             Ok(lease) => (lease.deadline_ns != 0).then_some(Time(lease.deadline_ns)),
             Err(e) => return tracing::error!("{e}"),
         };
-        let Some(peers) = self.prober.peers() else { return };
-        let reading = peers.read(lease);
+        let Some(reading) = self.prober.read_peers(lease) else { return };
         let now = now();
         if now.since(self.looked_at_peers) >= LOOK_EVERY || self.machine.is_peer_news(now, &reading) {
             self.looked_at_peers = now;

@@ -98,7 +98,7 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<Result<(), FastError>>> {
     thread::Builder::new().name("fast".into()).spawn(move || {
         let _ended = ended;
-        if let Err(e) = realtime() {
+        if let Err(e) = realtime(FIFO_PRIORITY) {
             tracing::warn!(
                 "not real-time ({e}): a busy machine can delay failovers; give CAP_SYS_NICE and CAP_IPC_LOCK"
             );
@@ -114,9 +114,12 @@ pub fn spawn(
 }
 
 /// SCHED_FIFO for this thread, not inherited by what it starts, and no page of the process swapped out once touched.
-fn realtime() -> io::Result<()> {
+///
+/// # Errors
+/// Not permitted: CAP_SYS_NICE or CAP_IPC_LOCK is missing.
+pub fn realtime(priority: i32) -> io::Result<()> {
     let check = |r: i32| if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    let param = libc::sched_param { sched_priority: FIFO_PRIORITY };
+    let param = libc::sched_param { sched_priority: priority };
     // SAFETY: `param` outlives the call; 0 is the calling thread.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param) })?;
     // SAFETY: mlockall touches no memory of ours.

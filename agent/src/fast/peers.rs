@@ -199,11 +199,17 @@ impl PeerProber {
     }
 
     /// What is heard of the other members now. `lease`: when this node's ends.
-    pub fn read(&self, lease: Option<Time>) -> PeerReading {
+    pub fn read(&self, lease: Option<Time>, table: &PathTable) -> PeerReading {
         let others = self.membership.members.nodes.iter().filter(|m| m.slot != self.membership.slot);
         let peers =
             others.filter_map(|m| Some(peer_sample(m.slot, &self.membership.table.peer(m.slot).ok()?)));
-        PeerReading { peers: peers.collect(), steady_since: self.steady_since, lease }
+        let mut ports: BTreeMap<IfIndex, Option<Time>> = BTreeMap::new();
+        for remote in self.paths.values() {
+            let last = ports.entry(remote.own.ifindex).or_default();
+            *last = (*last).max(table.stamps().path(remote.slot).heard);
+        }
+        let (peers, ports) = (peers.collect(), ports.into_iter().collect());
+        PeerReading { peers, steady_since: self.steady_since, lease, ports }
     }
 
     /// Promises that the agent is there until then.

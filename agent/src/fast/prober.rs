@@ -258,6 +258,11 @@ impl Prober {
         self.peers.as_mut()
     }
 
+    /// What is heard of the other members now, where there is a cluster. `lease`: when this node's ends.
+    pub fn read_peers(&self, lease: Option<Time>) -> Option<baton_core::PeerReading> {
+        Some(self.peers.as_ref()?.read(lease, &self.table))
+    }
+
     /// This node is another incarnation from now on.
     ///
     /// # Errors

@@ -56,7 +56,15 @@ impl System for Baton {
     fn prepare(&mut self, cause: Cause) -> Result<String> {
         self.cluster.etcd.wait_healthy(Duration::from_secs(20))?;
         let holder = self.holder()?;
-        let leader = self.cluster.etcd.leader()?;
+        let mut leader = self.cluster.etcd.leader();
+        for _ in 0..20 {
+            if leader.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100)); // it is just being elected
+            leader = self.cluster.etcd.leader();
+        }
+        let leader = leader?;
         let wants_leader = cause == Cause::LeaderDies;
         if (holder == leader) == wants_leader {
             return Ok(holder);

@@ -55,6 +55,41 @@ fn a_server_without_a_good_port_leaves() -> Result<()> {
     never_two(judge)
 }
 
+/// Both ports keep their carrier, and nothing comes through any more.
+#[test]
+fn a_server_whose_ports_are_all_silent_leaves() -> Result<()> {
+    let cluster = Cluster::start("silent", two_servers())?;
+    all_to(&cluster, "n1")?;
+    let judge = cluster.judge()?;
+    let mut holes = Vec::new();
+    for port in ["p0", "p1"] {
+        holes.extend(cluster.lab.port("n1", port)?.lose_both()?);
+    }
+    for address in ADDRESSES {
+        let holder = cluster.wait_held(ip(address), |node| node != "n1")?;
+        let taken = |e: &serde_json::Value| e["kind"] == "move" && e["reason"] == "no_good_port";
+        cluster.agent(&holder)?.wait_event("taken", LONG, taken)?;
+    }
+    drop(holes);
+    quiet(&cluster, Duration::from_secs(1))?;
+    all_to(&cluster, "n1")?;
+    never_two(judge)
+}
+
+/// When the switch of the segment dies, no node is better than another.
+#[test]
+fn a_dead_switch_moves_nothing() -> Result<()> {
+    let cluster = Cluster::start("dead-switch", two_servers())?;
+    all_to(&cluster, "n1")?;
+    let off = cluster.lab.switch_off("office")?;
+    std::thread::sleep(Duration::from_secs(2));
+    drop(off);
+    for address in ADDRESSES {
+        cluster.wait_held(ip(address), |node| node == "n1")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_pinned_server_stays_and_waits_for_its_node() -> Result<()> {
     let spec = ClusterSpec::new()

@@ -15,6 +15,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::{Etcd, EtcdError, keys};
 
+/// Priority of the thread: below the fast one, above everything ordinary.
+const FIFO_PRIORITY: i32 = 10;
 /// How often it is looked whether etcd answers, and whether the watch is behind.
 const CHECK: Duration = Duration::from_millis(250);
 /// Checks in a row that fail before etcd counts as lost.
@@ -66,6 +68,8 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("store".into()).spawn(move || {
+        // A takeover waits for it. Where that isn't permitted the fast thread has said so.
+        let _ = crate::fast::realtime(FIFO_PRIORITY);
         LocalSet::new().block_on(&runtime, async {
             let (publish, published) = watch::channel(None);
             spawn_local(Watcher { etcd: etcd.clone(), inputs: inputs.clone(), reachable: true, news }.run());

@@ -33,10 +33,12 @@ use serde::{Deserialize, Serialize};
 use self::ownership::MASTER;
 use super::Machine;
 use crate::cluster::{Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
-use crate::{ClusterStart, Effect, EventKind, PeerPort, PeerReading, PeerSample, Reason, Time};
+use crate::{ClusterStart, Effect, EventKind, IfIndex, PeerPort, PeerReading, PeerSample, Reason, Time};
 
 /// A request that the store could not answer is made again after this long.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// A node that hears nobody in a segment waits so long for the others to say that they don't either.
+const ISOLATED_AFTER: Duration = Duration::from_millis(200);
 
 /// What is known of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +82,8 @@ pub(super) struct Cluster {
     published: Option<NodeRecord>,
     /// Since when each other node could be given something, as far as this node knows.
     fit_since: BTreeMap<String, Time>,
+    /// Segments that this node is out of touch with while others are not: since when.
+    isolated_since: BTreeMap<String, Time>,
     had_lease: bool,
     ask_again: Option<Time>,
     /// When this node's turn to take something comes next, or another one is fit for a failback.
@@ -119,6 +123,7 @@ impl Cluster {
             switched: Time::default(),
             published: None,
             fit_since: BTreeMap::new(),
+            isolated_since: BTreeMap::new(),
             had_lease: false,
             ask_again: None,
             next_turn: None,
@@ -137,6 +142,19 @@ impl Cluster {
     /// Was this member heard, both ways, within D of `at`?
     fn is_heard(&self, peer: &PeerSample, at: Time) -> bool {
         peer.answered.is_some_and(|t| at.since(t) < self.members.silence())
+    }
+
+    /// Has this own port heard a port of another member lately?
+    fn hears(&self, port: IfIndex) -> bool {
+        let heard = self.reading.ports.iter().find(|(p, _)| *p == port).and_then(|(_, at)| *at);
+        heard.is_some_and(|at| self.read.since(at) < self.members.silence())
+    }
+
+    /// Do other nodes hear one another in this segment?
+    fn lives_elsewhere(&self, segment: &str) -> bool {
+        let others = self.nodes.iter().filter(|(name, _)| **name != self.me);
+        let mut ports = others.flat_map(|(_, node)| &node.ports);
+        ports.any(|p| p.segment == segment && p.usable && p.hears)
     }
 
     fn name(&self, slot: u8) -> String {
@@ -265,6 +283,7 @@ impl Machine {
             cluster.ask_again = None;
         }
         self.give_verdicts();
+        self.follow_segments();
         self.publish_node();
         if self.cluster.as_ref().is_none_or(|c| !c.loaded || c.ask_again.is_some()) {
             return;
@@ -276,14 +295,15 @@ impl Machine {
     /// When something is due that no input will tell of.
     pub(super) fn cluster_deadline(&self) -> Option<Time> {
         let cluster = self.cluster.as_ref()?;
-        cluster.ask_again.into_iter().chain(cluster.next_turn).min()
+        let isolated = cluster.isolated_since.values().map(|t| *t + ISOLATED_AFTER).filter(|t| *t > self.now);
+        cluster.ask_again.into_iter().chain(cluster.next_turn).chain(isolated).min()
     }
 
     fn publish_node(&mut self) {
         let node = NodeRecord {
             incarnation: self.incarnation,
             witness: self.cluster.as_ref().is_some_and(|c| c.witness),
-            ports: self.ports.iter().filter_map(node_port).collect(),
+            ports: self.ports.iter().filter_map(|p| self.node_port(p)).collect(),
         };
         let Some(cluster) = &mut self.cluster else { return };
         if cluster.published.as_ref() != Some(&node) {
@@ -292,15 +312,44 @@ impl Machine {
             self.out.push(Effect::Store(StoreRequest::Publish(node)));
         }
     }
-}
 
-fn node_port(port: &super::ports::Port) -> Option<NodePort> {
-    let link = port.link.as_ref().filter(|l| l.mac != [0; 6])?;
-    Some(NodePort {
-        number: link.ifindex.0,
-        interface: port.interface.clone(),
-        segment: port.segment.clone(),
-        mac: link.mac,
-        usable: port.is_usable(),
-    })
+    fn node_port(&self, port: &super::ports::Port) -> Option<NodePort> {
+        let link = port.link.as_ref().filter(|l| l.mac != [0; 6])?;
+        Some(NodePort {
+            number: link.ifindex.0,
+            interface: port.interface.clone(),
+            segment: port.segment.clone(),
+            mac: link.mac,
+            usable: port.is_usable() && !self.is_isolated(&port.segment),
+            hears: self.cluster.as_ref().is_some_and(|c| c.hears(link.ifindex)),
+        })
+    }
+
+    /// Has this node been out of touch with a segment for a while, in which others hear one another? Its own ports can't tell that
+    /// from a switch that is dead.
+    pub(super) fn is_isolated(&self, segment: &str) -> bool {
+        let since = self.cluster.as_ref().and_then(|c| c.isolated_since.get(segment));
+        since.is_some_and(|t| *t + ISOLATED_AFTER <= self.now)
+    }
+
+    /// Keeps since when this node is out of touch with which segments.
+    fn follow_segments(&mut self) {
+        let now = self.now;
+        let segments = self.segments();
+        let Some(cluster) = &mut self.cluster else { return };
+        for segment in segments {
+            let own =
+                self.ports.iter().filter(|p| p.segment == segment).filter_map(super::ports::Port::ifindex);
+            let probed: Vec<_> = own.filter(|i| cluster.reading.ports.iter().any(|(p, _)| p == i)).collect();
+            let out_of_touch = cluster.has_lease()
+                && !probed.is_empty()
+                && !probed.iter().any(|i| cluster.hears(*i))
+                && cluster.lives_elsewhere(&segment);
+            if out_of_touch {
+                cluster.isolated_since.entry(segment).or_insert(now);
+            } else {
+                cluster.isolated_since.remove(&segment);
+            }
+        }
+    }
 }

@@ -133,7 +133,8 @@ impl Machine {
         if cluster.draining.contains(me) {
             return best().map(|to| (to, Reason::Drain));
         }
-        let usable = |s: &&str| self.ports.iter().any(|p| p.segment == **s && p.is_usable());
+        let usable =
+            |s: &&str| !self.is_isolated(s) && self.ports.iter().any(|p| p.segment == **s && p.is_usable());
         if !segments.iter().all(usable) {
             return best().map(|to| (to, Reason::NoGoodPort));
         }

@@ -3,7 +3,7 @@
 use super::super::Machine;
 use super::Cluster;
 use crate::cluster::Record;
-use crate::{Effect, EventKind, PeerReading, PeerSample, Time};
+use crate::{Effect, EventKind, IfIndex, PeerReading, PeerSample, Time};
 
 impl Cluster {
     pub(super) fn verdict(&self, voter: u8, about: u8) -> u64 {
@@ -64,7 +64,12 @@ impl Machine {
         let Some(cluster) = &self.cluster else { return false };
         let known = |p: &PeerSample| cluster.reading.peers.iter().find(|k| k.slot == p.slot).copied();
         let alive = |p: &PeerSample, at: Time| cluster.is_heard(p, at);
+        let hears = |ports: &[(IfIndex, Option<Time>)], at: Time| -> Vec<(IfIndex, bool)> {
+            let silence = cluster.members.silence();
+            ports.iter().map(|(p, t)| (*p, t.is_some_and(|t| at.since(t) < silence))).collect()
+        };
         self.verdict_due(reading).is_some_and(|at| at <= now)
+            || hears(&reading.ports, now) != hears(&cluster.reading.ports, cluster.read)
             || reading.lease.is_some_and(|end| now < end) != cluster.had_lease
             || reading.peers.iter().any(|p| {
                 known(p).is_none_or(|k| {

@@ -98,6 +98,8 @@ pub struct Node {
     jumped: bool,
     peers: [Peer; N],
     told: u64,
+    /// No frame gets through, either way.
+    pub cut: bool,
 }
 
 /// Something asked of the store.
@@ -138,7 +140,7 @@ impl Hash for World {
             let text = node.machine.as_ref().and_then(|m| serde_json::to_string(m).ok());
             text.hash(state);
             (node.life, node.frozen, node.clock, node.incarnation, node.mark, node.grants).hash(state);
-            (node.jumped, &node.peers, node.told).hash(state);
+            (node.jumped, &node.peers, node.told, node.cut).hash(state);
         }
         format!("{:?}{:?}{:?}", self.record, self.asked, self.answers).hash(state);
         (self.counters, self.revision, self.wish).hash(state);
@@ -194,6 +196,7 @@ impl World {
             jumped: false,
             peers: Default::default(),
             told: 0,
+            cut: false,
         };
         let first = Record { node: NAMES[0].into(), incarnation: 1, members: 1, epoch: 1, released: None };
         let mut world = World {
@@ -218,6 +221,7 @@ impl World {
                 segment: "office".into(),
                 mac: [2, 0, 0, 0, 0, n as u8],
                 usable: true,
+                hears: true,
             }];
             world.records.insert(n, NodeRecord { incarnation: 1, witness: witness && n == 2, ports });
         }
@@ -386,9 +390,26 @@ impl World {
         incarnation <= peer.condemned || (self.rules.only_newer && incarnation < peer.born)
     }
 
-    /// May frames go between them? Both kernels must run.
+    /// May frames go between them? Both kernels must run, and neither be cut off.
     pub fn can_exchange(&self, voter: usize, owner: usize) -> bool {
-        voter != owner && self.nodes[voter].frozen == 0 && self.nodes[owner].frozen == 0
+        let there = |n: usize| self.nodes[n].frozen == 0 && !self.nodes[n].cut;
+        voter != owner && there(voter) && there(owner)
+    }
+
+    /// A tick in which all frames get through that can, and every agent looks and says what it has to say.
+    pub fn round(&mut self) {
+        self.tick();
+        let pairs = (0..N).flat_map(|v| (0..N).map(move |o| (v, o)));
+        let pairs: Vec<(usize, usize)> = pairs.filter(|(v, o)| self.can_exchange(*v, *o)).collect();
+        pairs.iter().for_each(|(voter, owner)| self.exchange(*voter, *owner));
+        let agents: Vec<usize> =
+            (0..N).filter(|n| self.nodes[*n].machine.is_some() && self.nodes[*n].frozen == 0).collect();
+        agents.iter().for_each(|n| self.look(*n));
+        for (from, to) in pairs {
+            if agents.contains(&to) {
+                self.say(from, to);
+            }
+        }
     }
 
     /// A frame of `owner` reaches `voter`, and the answer comes back.
@@ -475,7 +496,7 @@ impl World {
             }
         });
         let lease = (self.grants(n) >= N / 2).then(|| time(node.clock + 1));
-        PeerReading { peers: peers.collect(), steady_since: Time(0), lease }
+        PeerReading { peers: peers.collect(), steady_since: Time(0), lease, ports: Vec::new() }
     }
 
     /// Time goes on for all.
