@@ -196,3 +196,7 @@ fn named<T>(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "definitions_tests.rs"]
+mod tests;

@@ -153,13 +153,13 @@ impl Demo {
     fn show_taken(&self, node: &str) -> Result<()> {
         let events = self.cluster.done(node, &["events", "--json"])?;
         let records = events.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
-        let taken = records.filter_map(|r| match r.event.kind {
+        let mut taken = records.filter_map(|r| match r.event.kind {
             EventKind::Taken { server, kind, reason, epoch, .. } if server == "projects" => {
                 Some((kind, reason, epoch))
             }
             _ => None,
         });
-        match taken.last() {
+        match taken.next_back() {
             Some((kind, reason, epoch)) => {
                 let kind = format!("{kind:?}").to_lowercase();
                 say(&format!(

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use baton_common::{
-    PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, ProbeFrame, SipKey, parse_probe,
+    PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, PROBE_VERSION, ProbeFrame, SipKey,
+    parse_probe,
 };
 use baton_lab::capture::Captured;
 use baton_lab::host::wait_until;
@@ -106,11 +107,12 @@ fn change_nothing(ground: &Ground, lies: &[Lie]) -> Result<()> {
 /// Everything that can be wrong with a frame from p0 to `p1`.
 fn lies_about<'a>(frame: &ProbeFrame, p1: &'a Port, p2: &'a Port) -> Vec<Lie<'a>> {
     // Any change without the key; of the kind: into the other one.
-    let changed = [0, 6, 15, 16, 20, 24, 32, 40, 48, 56, 60, 64, 71].map(|byte| {
-        let mut bytes = *frame.as_bytes();
-        bytes[byte] ^= if byte == 15 { 3 } else { 1 };
-        (p1, bytes.to_vec(), Some("forged"))
-    });
+    let changed = [0, 6, 15, 16, 20, 24, 32, 40, 48, 56, 60, 64, 72, 80, 88, 96, 100, 101, 102, 104, 111]
+        .map(|byte| {
+            let mut bytes = *frame.as_bytes();
+            bytes[byte] ^= if byte == 15 { 3 } else { 1 };
+            (p1, bytes.to_vec(), Some("forged"))
+        });
     let cut = [14, 60, PROBE_LENGTH - 1].map(|to| (p1, frame.as_bytes()[..to].to_vec(), Some("truncated")));
     let far = (u64::from_be_bytes(frame.sequence) + 1_000_000).to_be_bytes();
     let other_life = (u64::from_be_bytes(frame.incarnation) - 1).to_be_bytes();
@@ -122,7 +124,7 @@ fn lies_about<'a>(frame: &ProbeFrame, p1: &'a Port, p2: &'a Port) -> Vec<Lie<'a>
         // New, by somebody with another key.
         (p1, altered(frame, key(OTHER_KEY), |f| f.sequence = far), Some("forged")),
         // Right tags, wrong otherwise.
-        (p1, altered(frame, right, |f| f.version = [2]), Some("version")),
+        (p1, altered(frame, right, |f| f.version = [PROBE_VERSION + 1]), Some("version")),
         (p1, altered(frame, right, |f| f.version = [0]), Some("version")),
         (p1, altered(frame, right, |f| f.kind = [3]), Some("version")),
         (p1, altered(frame, right, |f| f.node = [0; 4]), Some("unknown")),

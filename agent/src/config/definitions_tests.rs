@@ -1,0 +1,129 @@
+use baton_core::config::Failback;
+
+use super::*;
+
+const GOOD: &str = r#"[cluster]
+members = ["fs2", "fs1", "fs3"]
+
+[timing]
+probe_interval = "2ms"
+lease = "10ms"
+
+[[segment]]
+name = "office"
+subnets = ["10.0.0.0/24"]
+
+[[virtual_server]]
+name = "projects"
+addresses = ["10.0.0.10/24"]
+preferred_nodes = ["fs1"]
+failback = "immediate"
+"#;
+
+fn good(text: &str) -> Definitions {
+    Definitions::parse(text, "cluster.toml").expect("good").0
+}
+
+fn errors(text: &str) -> Vec<String> {
+    let problems = Definitions::parse(text, "cluster.toml").expect_err("bad").to_string();
+    problems.lines().map(|line| line.trim_start_matches("cluster.toml:").to_owned()).collect()
+}
+
+#[test]
+fn a_cluster_file_is_read() {
+    let d = good(GOOD);
+    assert_eq!(d.members, ["fs2", "fs1", "fs3"]);
+    assert_eq!((d.lease, d.slack), (Duration::from_millis(10), Duration::from_millis(1)));
+    assert_eq!(d.timing.probe_interval, Duration::from_millis(2));
+    assert_eq!(d.servers[0].failback, Failback::Immediate);
+    assert_eq!(d.servers[0].preferred_nodes, ["fs1"]);
+}
+
+#[test]
+fn what_is_wrong_is_said_once_and_where() {
+    let cases = [
+        ("members = [\"fs2\", \"fs1\", \"fs3\"]", "", "no `members` in [cluster]"),
+        (
+            "members = [\"fs2\", \"fs1\", \"fs3\"]",
+            "members = [\"fs1\", \"fs2\"]",
+            "two nodes without a third vote",
+        ),
+        (
+            "members = [\"fs2\", \"fs1\", \"fs3\"]",
+            "members = [\"fs1\", \"fs1\", \"fs3\"]",
+            "two members \"fs1\"",
+        ),
+        ("[\"fs1\"]", "[\"fs9\"]", "preferred node \"fs9\" is no member"),
+        ("[cluster]", "[node]\nname = \"fs1\"\n[cluster]", "`node` belongs to a node, not to the cluster"),
+        ("[timing]", "[store]\nkind = \"file\"\n[timing]", "`store` belongs to a node"),
+        ("members", "key_file = \"/k\"\nmembers", "`key_file` in [cluster] belongs to a node"),
+        ("\"immediate\"", "\"soon\"", "`failback` in [[virtual_server]] is \"soon\""),
+        ("lease = \"10ms\"", "lease = \"5ms\"\nslack = \"1us\"", "`slack`"),
+    ];
+    for (from, to, expected) in cases {
+        let found = errors(&GOOD.replacen(from, to, 1));
+        assert!(found.len() == 1 && found[0].contains(expected), "{to}: {found:?}");
+    }
+}
+
+#[test]
+fn two_nodes_may_be_had_by_saying_so() {
+    let text = GOOD.replace(
+        "members = [\"fs2\", \"fs1\", \"fs3\"]",
+        "members = [\"fs1\", \"fs2\"]\ntwo_nodes_never_take_over = true",
+    );
+    assert_eq!(good(&text).members.len(), 2);
+}
+
+#[test]
+fn members_keep_their_slots_and_a_new_list_is_a_new_version() {
+    let first = good(GOOD).member_list(None);
+    let slots = |m: &Members| m.nodes.iter().map(|n| (n.name.clone(), n.slot)).collect::<Vec<_>>();
+    assert_eq!(first.version, 1);
+    assert_eq!(slots(&first), [("fs1".into(), 0), ("fs2".into(), 1), ("fs3".into(), 2)]);
+    assert_eq!(good(GOOD).member_list(Some(&first)), first);
+
+    let without = good(&GOOD.replace("\"fs2\", \"fs1\", \"fs3\"", "\"fs1\", \"fs3\", \"fs4\""))
+        .member_list(Some(&first));
+    assert_eq!(without.version, 2);
+    assert_eq!(slots(&without), [("fs1".into(), 0), ("fs3".into(), 2), ("fs4".into(), 1)]);
+
+    let slower = good(&GOOD.replace("10ms", "20ms")).member_list(Some(&first));
+    assert_eq!((slower.version, slots(&slower)), (2, slots(&first)));
+}
+
+#[test]
+fn a_node_must_be_a_member_and_its_segments_known() {
+    let node = |name: &str, segment: &str| Config {
+        node: name.into(),
+        ports: vec![baton_core::config::PortConfig { interface: "eth0".into(), segment: segment.into() }],
+        timing: Timing::default(),
+        segments: Vec::new(),
+        servers: Vec::new(),
+    };
+    let d = good(GOOD);
+    let config = d.node_config(&node("fs1", "office")).expect("fits");
+    assert_eq!((config.servers, config.segments), (d.servers.clone(), d.segments.clone()));
+    assert!(d.node_config(&node("fs9", "office")).expect_err("no member").to_string().contains("no member"));
+    let error = d.node_config(&node("fs1", "lab")).expect_err("no segment").to_string();
+    assert!(error.contains("eth0") && error.contains("\"lab\" is not defined"), "{error}");
+}
+
+#[test]
+fn the_difference_names_what_changes() {
+    let old = good(GOOD);
+    assert!(old.difference(Some(&old)).is_empty());
+    let text = GOOD.replace("lease = \"10ms\"", "lease = \"20ms\"").replace("10.0.0.10/24", "10.0.0.11/24");
+    let new = good(&(text + "\n[[virtual_server]]\nname = \"homes\"\naddresses = [\"10.0.0.12/24\"]\n"));
+    let lines = new.difference(Some(&old));
+    assert_eq!(
+        lines,
+        [
+            "timing: lease 10ms -> 20ms",
+            "timing: slack 1ms -> 2ms",
+            "~ virtual server projects",
+            "+ virtual server homes"
+        ]
+    );
+    assert_eq!(old.difference(None).len(), 3 + 1 + 1);
+}
