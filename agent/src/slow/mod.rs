@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::config::{DefinitionsError, Loaded, StoreKind};
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
-use crate::io::kernel::{Kernel, KernelError, node_number};
+use crate::io::kernel::{Kernel, KernelError, node_number, promise_early};
 use crate::journal::Journal;
 use crate::store::etcd::EtcdError;
 use crate::store::{FileStore, Store, StoreError};
@@ -130,6 +130,10 @@ enum Ended {
 fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let Loaded { core: config, agent, .. } = loaded;
     let state = &agent.paths.state;
+    // Loading takes a while on a busy machine, in which this node must not be given up.
+    if let Err(e) = promise_early(&agent.paths.bpffs, fast::now() + agent.agent_grace) {
+        tracing::warn!("{e}");
+    }
     let mut store = FileStore::open(&agent.store.path)?;
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let Joined { config, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {

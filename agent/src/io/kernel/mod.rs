@@ -31,7 +31,7 @@ pub use bpffs::remove_all;
 pub use counters::CounterReader;
 pub use error::KernelError;
 pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
-pub use peers::{PeerTable, node_number, sample as peer_sample};
+pub use peers::{PeerTable, node_number, promise_early, sample as peer_sample};
 pub use reports::{Report, Reports};
 
 pub use registry::hash as name_hash;

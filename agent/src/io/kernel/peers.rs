@@ -1,6 +1,7 @@
 //! What the kernel programs know of the other members of the cluster, and what they are told of them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
@@ -89,6 +90,21 @@ impl PeerTable {
         }
         Ok(all)
     }
+}
+
+/// Promises, before anything is loaded, that an agent is there until then: to the programs of an earlier one, if there are any.
+///
+/// # Errors
+///
+/// The map is there and can't be written.
+pub fn promise_early(bpffs_dir: &Path, until: Time) -> Result<(), KernelError> {
+    let path = super::bpffs::maps_dir(bpffs_dir).join("AGENT");
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut promise: Array<MapData, AgentPromise> = super::open_pinned(&path)?;
+    let set = promise.set(0, AgentPromise { until_ns: until.0 }, 0);
+    set.map_err(|source| KernelError::map("AGENT", source))
 }
 
 /// A member as core is told of it.

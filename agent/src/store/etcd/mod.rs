@@ -158,8 +158,7 @@ impl Etcd {
     /// # Errors
     /// Nobody answers.
     pub async fn set_members(&self, expected: i64, members: &Members) -> Result<bool, EtcdError> {
-        let done = self.swap(&self.keys.members(), expected, keys::json(members)).await?;
-        Ok(done.is_some_and(|r| r.succeeded()))
+        self.swap_surely(&self.keys.members(), expected, keys::json(members)).await
     }
 
     /// Says that a node is to be empty, or no longer.
@@ -225,7 +224,7 @@ impl Etcd {
         for (index, chunk) in text.as_bytes().chunks(CHUNK).enumerate() {
             self.put(&self.keys.chunk(next, index), chunk.to_vec()).await?;
         }
-        if !self.swap(&key, revision, next.to_string()).await?.is_some_and(|r| r.succeeded()) {
+        if !self.swap_surely(&key, revision, next.to_string()).await? {
             return Ok(false);
         }
         if let Some(old) = next.checked_sub(KEPT_GENERATIONS + 1) {
@@ -261,6 +260,20 @@ impl Etcd {
         let delete =
             self.endpoints.ask(async |mut client| client.delete(prefix, Some(options.clone())).await);
         delete.await.map(|_| ())
+    }
+
+    /// As [`Etcd::swap`]; where it is not known whether it was done, the key says. Only for values that nobody else would write.
+    async fn swap_surely(
+        &self,
+        key: &str,
+        expected: i64,
+        value: impl Into<Vec<u8>>,
+    ) -> Result<bool, EtcdError> {
+        let value = value.into();
+        match self.swap(key, expected, value.clone()).await? {
+            Some(response) => Ok(response.succeeded()),
+            None => Ok(self.get_now(key).await?.is_some_and(|(now, _)| now == value)),
+        }
     }
 
     /// Puts a value if the key still has this revision; else gets what is there. `None`: whether it was done is not known.
