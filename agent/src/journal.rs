@@ -204,6 +204,10 @@ impl Filter {
             EventKind::Serving { server, .. }
             | EventKind::Taken { server, .. }
             | EventKind::Leaving { server, .. }
+            | EventKind::Rerouting { server, .. }
+            | EventKind::RerouteOver { server, .. }
+            | EventKind::Routing { server, .. }
+            | EventKind::RoutingOver { server, .. }
             | EventKind::Deposed { server } => server == name,
             EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
             EventKind::AddressDeleted { address, .. }

@@ -316,7 +316,7 @@ fn permit(kernel: &mut Kernel, range: std::ops::Range<u32>, port: IfIndex) -> Re
 }
 
 fn clone_program(kernel: &mut Kernel, name: &str) -> Result<OwnedFd> {
-    let program = kernel.program(name).with_context(|| format!("there is no program {name}"))?;
+    let program = kernel.program(name)?.with_context(|| format!("there is no program {name}"))?;
     let fd = match program {
         Program::Xdp(program) => program.fd()?.as_fd(),
         Program::SchedClassifier(program) => program.fd()?.as_fd(),

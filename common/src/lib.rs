@@ -13,6 +13,7 @@ mod lease;
 mod path;
 mod peer;
 mod probe;
+mod route;
 mod server;
 mod siphash;
 mod vip;
@@ -29,12 +30,13 @@ pub use probe::{
     PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, PROBE_REFUSES, PROBE_VERSION,
     ProbeFrame, ProbeRefused, parse_probe,
 };
+pub use route::Route;
 pub use server::Server;
 pub use siphash::{SipKey, siphash24};
 pub use vip::{BUCKETS, MAX_CHAIN, Vip, bucket4, bucket6};
 
 /// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Most virtual IPs that one node can serve, both families together; also the number of counter slots.
 pub const MAX_VIPS: u32 = 16_384;

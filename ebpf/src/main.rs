@@ -10,6 +10,7 @@
 //! | `port_in` | TC ingress beside `port_rx_generic` | no | yes |
 //! | `port_in_full` | TC ingress where XDP is refused altogether | yes | yes |
 //! | `port_tx` | TC egress | yes | yes |
+//! | `port_route` | TC ingress after all others, where packets may have to be routed to another node | yes | no |
 //! | `condemn` | none: the agent runs it | | |
 //!
 //! Nothing here may decide where an address lives: the programs read `VIPS`, `SERVERS` and `LEASE`, and the agent
@@ -28,6 +29,7 @@ mod parse;
 mod permission;
 mod port_in;
 mod port_in_full;
+mod port_route;
 mod port_rx;
 mod port_rx_generic;
 mod port_tx;

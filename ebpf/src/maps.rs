@@ -7,8 +7,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use baton_common::{
     AgentPromise, BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_MEMBERS, MAX_PATHS, MAX_PORTS,
-    MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, Seen, Server, Target,
-    TargetKey, bucket4, bucket6,
+    MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, Route, Seen, Server,
+    Target, TargetKey, bucket4, bucket6,
 };
 
 use crate::member::Guarded;
@@ -23,6 +23,9 @@ pub static BUCKETS4: Array<u32> = Array::with_max_entries(BUCKETS, 0);
 /// The same for IPv6.
 #[map]
 pub static BUCKETS6: Array<u32> = Array::with_max_entries(BUCKETS, 0);
+/// Where the packets of virtual IPs that this node answers for in another's stead go on to, by counter slot.
+#[map]
+pub static ROUTES: Array<Route> = Array::with_max_entries(MAX_VIPS, 0);
 /// Serving marks of the virtual servers.
 #[map]
 pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);

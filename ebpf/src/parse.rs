@@ -34,6 +34,8 @@ pub enum Verdict {
     Echo,
     /// Out by another port, with a neighbour resolved there (TC egress only).
     Redirect(u32),
+    /// Out by another port, as it is (TC ingress only).
+    Forward(u32),
 }
 
 /// The Ethernet header.

@@ -11,6 +11,6 @@ use crate::receive::Receive;
 pub fn port_in(context: TcContext) -> i32 {
     match judge(&Ingress::new(&context), &Receive::<_, false, true> { context: &context }) {
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Pass | Verdict::Echo | Verdict::Redirect(_) => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Echo | Verdict::Redirect(_) | Verdict::Forward(_) => TC_ACT_UNSPEC,
     }
 }

@@ -14,6 +14,6 @@ pub fn port_in_full(context: TcContext) -> i32 {
         Verdict::Drop => TC_ACT_SHOT,
         // SAFETY: the helper only notes where the packet is to go; no flags: out by the port.
         Verdict::Echo => unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) as i32 },
-        Verdict::Pass | Verdict::Redirect(_) => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Redirect(_) | Verdict::Forward(_) => TC_ACT_UNSPEC,
     }
 }

@@ -15,6 +15,6 @@ pub fn port_rx_generic(context: XdpContext) -> u32 {
     match judge(&Xdp::new(&context), &Receive::<_, true, false> { context: &context }) {
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Echo => xdp_action::XDP_TX,
-        Verdict::Pass | Verdict::Redirect(_) => xdp_action::XDP_PASS,
+        Verdict::Pass | Verdict::Redirect(_) | Verdict::Forward(_) => xdp_action::XDP_PASS,
     }
 }

@@ -20,7 +20,7 @@ const ARP_REQUEST: [u8; 2] = [0, 1];
 #[classifier]
 pub fn port_tx(context: TcContext) -> i32 {
     match judge(&Egress::new(&context), &Send { context: &context }) {
-        Verdict::Pass | Verdict::Echo => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Echo | Verdict::Forward(_) => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
         // SAFETY: no parameters are passed; the helper then looks the neighbour up itself.
         Verdict::Redirect(port) => unsafe { bpf_redirect_neigh(port, core::ptr::null_mut(), 0, 0) as i32 },

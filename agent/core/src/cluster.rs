@@ -64,6 +64,38 @@ pub struct Record {
     /// Set: the node has released the virtual server, and serves it no more.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub released: Option<Release>,
+    /// Peers that answer for its addresses in segments that the node has lost (rule R12).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub via: Vec<Via>,
+}
+
+/// A peer that answers for the addresses of one segment and routes to the owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Via {
+    /// The segment.
+    pub segment: String,
+    /// Name of the peer.
+    pub node: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Version of the member list that its lease is counted in.
+    pub members: u32,
+    /// The segment between the two.
+    pub over: String,
+    /// How far it is.
+    pub state: ViaState,
+}
+
+/// How far a peer is with answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViaState {
+    /// The owner has stopped answering in the segment and asks the peer to.
+    Asked,
+    /// The peer has written this, and answers.
+    Answering,
+    /// The owner wants it to stop. The peer removes its entry when it has.
+    Ending,
 }
 
 /// A release.

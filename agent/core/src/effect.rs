@@ -7,6 +7,17 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::StoreRequest;
 use crate::{Event, IfIndex};
 
+/// The way to a node on the same link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// Out by this port,
+    pub ifindex: IfIndex,
+    /// which has this MAC address,
+    pub from: [u8; 6],
+    /// to this one.
+    pub to: [u8; 6],
+}
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -19,6 +30,17 @@ pub enum Effect {
         segment: String,
         /// Ports to route by, most preferred first; those without carrier are skipped by the kernel.
         ports: Vec<IfIndex>,
+        /// A peer that everything goes to, instead of the ports.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        via: Option<Hop>,
+    },
+    /// Hand the packets to an address on to its owner, instead of taking them in, and those from it, when they come from there,
+    /// to their clients; `None`: no longer.
+    Route {
+        /// The virtual IP; permitted and marked like one that is served.
+        address: IpAddr,
+        /// To the owner.
+        to: Option<Hop>,
     },
     /// Record this node as the owner; answered by [`crate::Input::Owned`].
     Take(String),

@@ -199,6 +199,41 @@ pub enum EventKind {
         /// Its name.
         server: String,
     },
+    /// This node has no usable port left in a segment of a virtual server that may not move, and asks a peer to answer there
+    /// and to route to it.
+    Rerouting {
+        /// The virtual server.
+        server: String,
+        /// The segment.
+        segment: String,
+        /// The peer.
+        via: String,
+        /// The segment between the two.
+        over: String,
+    },
+    /// This node answers in a segment for a virtual server of another node, and routes to it.
+    Routing {
+        /// The virtual server.
+        server: String,
+        /// The segment.
+        segment: String,
+        /// Its owner.
+        owner: String,
+    },
+    /// This node no longer does.
+    RoutingOver {
+        /// The virtual server.
+        server: String,
+        /// The segment.
+        segment: String,
+    },
+    /// This node answers in the segment again itself.
+    RerouteOver {
+        /// The virtual server.
+        server: String,
+        /// The segment.
+        segment: String,
+    },
     /// This node has a lease: it may serve what it owns.
     LeaseBegins,
     /// This node's lease has run out: no majority grants it one, and the kernel programs serve nothing.

@@ -84,6 +84,9 @@ pub struct Start {
     pub bound: BTreeMap<IpAddr, IfIndex>,
     /// Virtual servers whose serving mark is on, under this incarnation: they may be adopted (lease.md, rule R6).
     pub marked: BTreeSet<String>,
+    /// Virtual IPs whose packets go on to their owner: marked as by a router (rule R12).
+    #[serde(default)]
+    pub routed: BTreeSet<IpAddr>,
     /// The cluster that this node is a member of.
     pub cluster: Option<ClusterStart>,
 }

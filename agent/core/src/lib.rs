@@ -18,7 +18,7 @@ mod spread;
 mod time;
 
 pub use config::Config;
-pub use effect::Effect;
+pub use effect::{Effect, Hop};
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage};
 pub use input::{
     Assigned, Attachment, Claim, ClusterStart, Found, IfIndex, Input, Link, Owner, Sample, Start,

@@ -194,6 +194,9 @@ pub struct AddressView {
     pub address: IpAddr,
     /// The port it is bound to.
     pub port: Option<String>,
+    /// The node that answers for it in its segment and routes to the owner; `None`: the owner answers itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub via: Option<String>,
     /// Bytes per second, both directions.
     pub rate: u64,
 }

@@ -156,6 +156,7 @@ impl World {
             found: self.found(),
             bound: self.permits.clone(),
             marked: self.marks.clone(),
+            routed: BTreeSet::new(),
             cluster: None,
         };
         self.tell(Input::Start(Box::new(start)));
@@ -243,6 +244,7 @@ impl World {
                 }
             }
             Effect::Steer { .. }
+            | Effect::Route { .. }
             | Effect::ForgetUnresolved(_)
             | Effect::Condemn { .. }
             | Effect::Incarnation(_)

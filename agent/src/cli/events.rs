@@ -182,6 +182,18 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("giving {server} up for {to}, {}", plain(*reason))
         }
         EventKind::Deposed { server } => format!("{server} was taken by another node; no longer served here"),
+        EventKind::Rerouting { server, segment, via, over } => {
+            format!(
+                "no usable port left in {segment} for {server}: {via} is asked to answer there and to route over {over}"
+            )
+        }
+        EventKind::RerouteOver { server, segment } => format!("{server} answers in {segment} itself again"),
+        EventKind::Routing { server, segment, owner } => {
+            format!("answering in {segment} for {server} and routing to {owner}")
+        }
+        EventKind::RoutingOver { server, segment } => {
+            format!("no longer answering in {segment} for {server}")
+        }
         EventKind::LeaseBegins => "a majority grants this node its lease: what it owns is served".to_owned(),
         EventKind::LeaseOver => {
             "no majority grants this node its lease: nothing is served until one does".to_owned()

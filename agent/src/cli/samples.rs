@@ -30,6 +30,7 @@ pub(super) fn server(name: &str, addresses: &[(&str, Option<&str>)]) -> ServerVi
     let view = |(address, port): &(&str, Option<&str>)| AddressView {
         address: address.parse().expect("an address"),
         port: port.map(str::to_owned),
+        via: None,
         rate: 625_000,
     };
     ServerView {

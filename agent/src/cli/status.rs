@@ -148,6 +148,9 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
         let here = s.owner.as_ref().is_none_or(|owner| *owner == status.snapshot.node);
         for a in &s.addresses {
             let (port, tint) = match &a.port {
+                Some(port) if let Some(via) = &a.via => {
+                    (format!("{} via {}", one_line(port), one_line(via)), Tint::Warning)
+                }
                 Some(port) => (one_line(port), Tint::Plain),
                 None if here => ("no port".to_owned(), Tint::Bad),
                 None => (String::new(), Tint::Plain),

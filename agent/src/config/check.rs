@@ -762,7 +762,7 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             migrate: s.migrate.unwrap_or(true),
             preferred_nodes: values(&s.preferred_nodes),
             failback: s.failback.unwrap_or_default(),
-            reroute: s.reroute.unwrap_or(true),
+            reroute: s.reroute.unwrap_or(false),
             addresses: values(&s.addresses),
         })
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use baton_common::{LEASE_ENDLESS, Lease, Verdict};
 use baton_core::cluster::{Members, StoreInput, StoreRequest};
 use baton_core::{
-    Assigned, ClusterStart, Config, Effect, Event, EventKind, FailoverKind, Found, IfIndex, Input, Link,
+    Assigned, ClusterStart, Config, Effect, Event, EventKind, FailoverKind, Found, Hop, IfIndex, Input, Link,
     Machine, ProbePort, Reason, Stage, Start, Time,
 };
 use tokio::io::Interest;
@@ -24,7 +24,7 @@ use super::carrier::CarrierReader;
 use super::listen::{Heard, Listener};
 use super::netlink::{self, Change, Requests};
 use super::prober::{Prober, Probing};
-use super::steering::{self, Rule, Steering, wanted};
+use super::steering::{self, Route, Rule, Steering, wanted};
 use super::{FastError, ToSlow};
 use crate::io::kernel::{Kernel, Report};
 use crate::telemetry::Publisher;
@@ -87,6 +87,8 @@ pub struct Driver {
     carrier: CarrierReader,
     carriers: mpsc::UnboundedReceiver<(IfIndex, bool)>,
     steering: Steering,
+    /// Segments that are reached by way of a peer.
+    vias: BTreeMap<String, Hop>,
     prober: Prober,
     /// When core was last shown the path table,
     looked: Time,
@@ -136,6 +138,8 @@ impl Driver {
             kernel.set_lease(lease)?;
         }
         let bound = kernel.bound();
+        let routed = kernel.routed()?;
+        kernel.set_routing(cluster.is_some() && config.servers.iter().any(|s| s.reroute));
         let mut driver = Driver {
             machine: Machine::new(),
             kernel,
@@ -145,6 +149,7 @@ impl Driver {
             carrier: CarrierReader::start(sender).map_err(FastError::Thread)?,
             carriers,
             steering: Steering::default(),
+            vias: BTreeMap::new(),
             prober: Prober::new(probing, &config)?,
             looked: Time::default(),
             looked_at_peers: Time::default(),
@@ -164,7 +169,7 @@ impl Driver {
         driver.watch_carriers();
         driver.promise();
         driver.expect_peers(&found, cluster.as_ref())?;
-        let start = Start { config, incarnation, found, bound, marked, cluster };
+        let start = Start { config, incarnation, found, bound, marked, routed, cluster };
         driver.take(Input::Start(Box::new(start)), now());
         driver.sweep().map_err(FastError::Netlink)?;
         // After their addresses have gone elsewhere.
@@ -479,6 +484,7 @@ impl Driver {
                 }
                 Effect::Attach(..)
                 | Effect::Steer { .. }
+                | Effect::Route { .. }
                 | Effect::Take(_)
                 | Effect::Mark { .. }
                 | Effect::Permit { .. }
@@ -508,7 +514,8 @@ impl Driver {
     fn try_one(&mut self, effect: &Effect) -> Result<(), FastError> {
         match effect {
             Effect::Attach(ifindex, interface) => self.attach(*ifindex, interface),
-            Effect::Steer { segment, ports } => self.steer(segment, ports),
+            Effect::Steer { segment, ports, via } => self.steer(segment, ports, *via),
+            Effect::Route { address, to } => Ok(self.kernel.route(*address, *to)?),
             Effect::Take(server) => {
                 self.tell(ToSlow::Take(server.clone()));
                 Ok(())
@@ -626,10 +633,23 @@ impl Driver {
         Ok(())
     }
 
-    fn steer(&mut self, segment: &str, ports: &[IfIndex]) -> Result<(), FastError> {
+    fn steer(&mut self, segment: &str, ports: &[IfIndex], via: Option<Hop>) -> Result<(), FastError> {
         let Some(index) = self.config.segments.iter().position(|s| s.name == segment) else { return Ok(()) };
-        let (routes, rules) = wanted(&self.config, index, ports);
-        let changes: Vec<Change> = self.steering.changes(segment, routes, &rules);
+        let (mut routes, rules) = wanted(&self.config, index, ports);
+        let mut changes: Vec<Change> = Vec::new();
+        let hops = steering::next_hops(index);
+        if let Some(hop) = via {
+            routes = steering::routes_via(index, hop.ifindex);
+            changes.extend(hops.map(|a| netlink::add_neighbour(hop.ifindex, a, hop.to)));
+        }
+        changes.extend(self.steering.changes(segment, routes, &rules));
+        let before = match via {
+            Some(hop) => self.vias.insert(segment.to_owned(), hop),
+            None => self.vias.remove(segment),
+        };
+        if let Some(before) = before.filter(|b| via.is_none_or(|hop| hop.ifindex != b.ifindex)) {
+            changes.extend(hops.map(|a| netlink::remove_neighbour(before.ifindex, a)));
+        }
         let failed = self.requests.apply(changes).map_err(FastError::Netlink)?;
         match failed.into_iter().next() {
             Some((_, error)) => Err(FastError::Steer { segment: segment.to_owned(), error }),
@@ -642,9 +662,19 @@ impl Driver {
         let (routes, rules) = self.requests.marked()?;
         let wanted: Vec<Rule> =
             (0..self.config.segments.len()).flat_map(|i| wanted(&self.config, i, &[]).1).collect();
-        let old_routes = routes.iter().filter(|r| !self.steering.has(r)).map(steering::remove_route);
+        // A segment that nothing was asked for is reached by way of a peer, which core learns later.
+        let segments = self.config.segments.iter().enumerate();
+        let waits = segments.filter(|(_, s)| self.steering.is_untouched(&s.name));
+        let waits: Vec<u32> = waits.map(|(i, _)| steering::TABLE_BASE + i as u32).collect();
+        let old = |r: &&Route| !self.steering.has(r) && !waits.contains(&r.table);
+        let old_routes = routes.iter().filter(old).map(steering::remove_route);
         let old_rules = rules.iter().filter(|r| !wanted.contains(r)).map(steering::remove_rule);
-        let changes: Vec<Change> = old_routes.chain(old_rules).collect();
+        let mut changes: Vec<Change> = old_routes.chain(old_rules).collect();
+        if waits.is_empty() {
+            let kept = |ifindex: &IfIndex| self.vias.values().any(|hop| hop.ifindex == *ifindex);
+            let neighbours = self.requests.marked_neighbours()?.into_iter().filter(|(i, _)| !kept(i));
+            changes.extend(neighbours.map(|(ifindex, address)| netlink::remove_neighbour(ifindex, address)));
+        }
         self.requests.apply(changes).map(|_| ())
     }
 }

@@ -9,15 +9,17 @@ use std::net::IpAddr;
 
 use baton_core::{Assigned, IfIndex, Link};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NlasIterator,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -55,6 +57,32 @@ pub fn add_address(ifindex: IfIndex, address: IpAddr) -> Change {
         flags: NLM_F_CREATE | NLM_F_EXCL,
         fine: &[], // EEXIST is not fine: somebody else made it
     }
+}
+
+/// Says for good which MAC address a neighbour on this interface has.
+pub fn add_neighbour(ifindex: IfIndex, address: IpAddr, mac: [u8; 6]) -> Change {
+    let mut m = neighbour_message(ifindex, address);
+    m.header.state = NeighbourState::Permanent;
+    m.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    m.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(MARK)));
+    Change { message: RouteNetlinkMessage::NewNeighbour(m), flags: NLM_F_CREATE | NLM_F_REPLACE, fine: &[] }
+}
+
+/// Removes such an entry; one that is gone is fine.
+pub fn remove_neighbour(ifindex: IfIndex, address: IpAddr) -> Change {
+    let message = RouteNetlinkMessage::DelNeighbour(neighbour_message(ifindex, address));
+    Change { message, flags: 0, fine: &[libc::ENOENT, libc::ENODEV] }
+}
+
+fn neighbour_message(ifindex: IfIndex, address: IpAddr) -> NeighbourMessage {
+    let mut m = NeighbourMessage::default();
+    m.header.family = family(address).0;
+    m.header.ifindex = ifindex.0;
+    m.attributes.push(NeighbourAttribute::Destination(match address {
+        IpAddr::V4(a) => NeighbourAddress::Inet(a),
+        IpAddr::V6(a) => NeighbourAddress::Inet6(a),
+    }));
+    m
 }
 
 /// Removes an address; one that is gone, with its interface or without, is fine.
@@ -272,6 +300,21 @@ impl Requests {
         }
     }
 
+    /// All neighbour entries that carry Baton's mark.
+    pub fn marked_neighbours(&mut self) -> io::Result<Vec<(IfIndex, IpAddr)>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            for m in self.dump_parsed(RouteNetlinkMessage::GetNeighbour(request))? {
+                if let RouteNetlinkMessage::NewNeighbour(n) = m {
+                    found.extend(marked_neighbour(&n));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// All routes and rules that carry Baton's mark.
     pub fn marked(&mut self) -> io::Result<(Vec<Route>, Vec<Rule>)> {
         let (mut routes, mut rules) = (Vec::new(), Vec::new());
@@ -360,6 +403,20 @@ pub fn link(message: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// What a neighbour message says, if the entry is one of ours.
+fn marked_neighbour(m: &NeighbourMessage) -> Option<(IfIndex, IpAddr)> {
+    let (mut address, mut ours) = (None, false);
+    for a in &m.attributes {
+        match a {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::from(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::from(*a)),
+            NeighbourAttribute::Protocol(p) => ours = u8::from(*p) == MARK,
+            _ => {}
+        }
+    }
+    Some((IfIndex(m.header.ifindex), address.filter(|_| ours)?))
 }
 
 /// What an address message says.

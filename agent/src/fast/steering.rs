@@ -18,6 +18,26 @@ pub const TABLE_BASE: u32 = 9800;
 /// How many tables are Baton's.
 pub const TABLES: u32 = 200;
 
+/// Next hop of a segment that is reached by way of a peer: an address of Baton's own on the link (RFC 3927, RFC 4291), whose
+/// neighbour entry holds the peer's MAC address. Each segment has its own.
+pub(super) fn next_hops(index: usize) -> [IpAddr; 2] {
+    let number = index as u16 + 1;
+    let [high, low] = number.to_be_bytes();
+    [
+        Ipv4Addr::new(169, 254, 98u8.wrapping_add(high), low).into(),
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0xba70, 0, 0, number).into(),
+    ]
+}
+
+/// The routes of a segment that is reached by way of a peer: everything goes to it.
+pub(super) fn routes_via(index: usize, ifindex: IfIndex) -> Vec<Route> {
+    let table = TABLE_BASE + index as u32;
+    let everything: [IpNet; 2] = [Ipv4Net::default().into(), Ipv6Net::default().into()];
+    let hops = next_hops(index).into_iter().zip(everything);
+    let route = |(hop, destination)| Route { table, destination, metric: 1, ifindex, gateway: Some(hop) };
+    hops.map(route).collect()
+}
+
 /// The routes of a segment's table, one for each subnet and port and one default for each gateway and port, and the
 /// rule of each subnet. Routing need only find *some* port of the segment: `port_tx` hands a reply to the port that its
 /// address is bound to. So the cost of a reply does not grow with the number of addresses.
@@ -208,5 +228,10 @@ impl Steering {
     /// Is this route wanted?
     pub fn has(&self, route: &Route) -> bool {
         self.made.values().flatten().any(|r| r == route)
+    }
+
+    /// Has nothing been made for this segment yet?
+    pub fn is_untouched(&self, segment: &str) -> bool {
+        !self.made.contains_key(segment)
     }
 }

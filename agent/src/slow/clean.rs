@@ -61,7 +61,10 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
     let (routes, rules) = requests.marked().map_err(CleanError::Netlink)?;
     let changes = ours.iter().map(|a| netlink::remove_address(a.ifindex, a.address));
     let changes = changes.chain(rules.iter().map(steering::remove_rule));
-    let changes: Vec<_> = changes.chain(routes.iter().map(steering::remove_route)).collect();
+    let neighbours = requests.marked_neighbours().map_err(CleanError::Netlink)?;
+    let changes = changes.chain(routes.iter().map(steering::remove_route));
+    let neighbours = neighbours.into_iter().map(|(i, a)| netlink::remove_neighbour(i, a));
+    let changes: Vec<_> = changes.chain(neighbours).collect();
     let failed = requests.apply(changes).map_err(CleanError::Netlink)?;
     if let Some((_, error)) = failed.into_iter().find(|(_, e)| e.raw_os_error() != Some(libc::EADDRNOTAVAIL))
     {

@@ -83,6 +83,18 @@ impl Collected {
                 gauge(&mut family, &labels, f64::from(u8::from(owner)))?;
             }
         }
+        let help = "1 for the node that answers for the address in its segment and routes to the owner";
+        let mut family = encoder.encode_descriptor("baton_vip_via", help, None, MetricType::Gauge)?;
+        for server in &view.virtual_servers {
+            for address in &server.addresses {
+                if let Some(via) = &address.via {
+                    let text = address.address.to_string();
+                    let labels =
+                        [("virtual_server", server.name.as_str()), ("address", &text), ("node", via)];
+                    gauge(&mut family, &labels, 1.0)?;
+                }
+            }
+        }
         let mut family = encoder.encode_descriptor(
             "baton_port_state",
             "1 for the state that the port is in",

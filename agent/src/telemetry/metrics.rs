@@ -121,6 +121,10 @@ impl Metrics {
             | EventKind::NodeDead { .. }
             | EventKind::Leaving { .. }
             | EventKind::Deposed { .. }
+            | EventKind::Rerouting { .. }
+            | EventKind::RerouteOver { .. }
+            | EventKind::Routing { .. }
+            | EventKind::RoutingOver { .. }
             | EventKind::LeaseBegins
             | EventKind::LeaseOver
             | EventKind::Master { .. }

@@ -5,6 +5,7 @@ mod death;
 mod moves;
 mod partition;
 mod pause;
+mod reroute;
 mod store;
 
 use std::net::IpAddr;

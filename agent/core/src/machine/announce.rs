@@ -97,8 +97,8 @@ impl Machine {
 
     pub(super) fn announce_due(&mut self) {
         for address in self.repeats.take(self.now) {
-            let usable =
-                self.vips.get(&address).and_then(|v| v.port).is_some_and(|p| self.ports[p].rank() > 0);
+            let vip = self.vips.get(&address).filter(|v| !self.is_away(v));
+            let usable = vip.and_then(|v| v.port).is_some_and(|p| self.ports[p].rank() > 0);
             let there = |i: &IfIndex| self.assigned.contains(&(address, *i));
             if let Some(ifindex) = self.desired(address).filter(|_| usable).filter(there) {
                 self.out.push(Effect::Announce(ifindex, address));

@@ -8,11 +8,11 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
-use super::Machine;
 use super::ports::{is_usable, rank};
+use super::{Machine, Vip};
 use crate::config::PortFailback;
 use crate::spread::{Bin, assign, even_out};
-use crate::{Effect, EventKind, FailoverKind, IfIndex, PortState, Reason, Rebinding};
+use crate::{Effect, EventKind, FailoverKind, Hop, IfIndex, PortState, Reason, Rebinding};
 
 /// Addresses that are bound together before they are announced together.
 const CHUNK: usize = 32;
@@ -59,6 +59,7 @@ impl Machine {
     pub(super) fn serve(&mut self, index: usize) {
         if !self.servers[index].marked {
             self.servers[index].marked = true;
+            self.servers[index].routing.clear();
             let server = self.servers[index].name.clone();
             self.out.push(Effect::Mark { server, incarnation: Some(self.incarnation) });
         }
@@ -92,7 +93,7 @@ impl Machine {
         let bound: Vec<IpAddr> = self
             .vips
             .iter()
-            .filter(|(_, v)| v.port == Some(p) && self.servers[v.server].marked)
+            .filter(|(_, v)| v.port == Some(p) && self.is_served(v))
             .filter(|(_, v)| of.is_none_or(|s| s == v.server))
             .map(|(a, _)| *a)
             .collect();
@@ -106,17 +107,18 @@ impl Machine {
         self.remove(bound.into_iter().flat_map(|a| self.elsewhere(a, ifindex)).collect());
     }
 
-    /// Served addresses whose port is worse than the best of their segment, and the port each should go to.
-    fn better_ports(&self, segment: &str) -> Vec<(IpAddr, usize)> {
+    /// Served addresses whose port is worse than the best of their segment, and the port each should go to. Those that are
+    /// reached by way of a peer stay there.
+    pub(super) fn better_ports(&self, segment: &str) -> Vec<(IpAddr, usize)> {
         let best = self.in_segment(segment).map(|p| self.ports[p].rank()).max().unwrap_or(0);
         if best == 0 {
             return Vec::new();
         }
-        let worse = |port: Option<usize>| port.is_none_or(|p| self.ports[p].rank() < best);
+        let worse = |v: &Vip| v.port.is_none_or(|p| self.ports[p].rank() < best && !self.is_away(v));
         let items: Vec<(IpAddr, u64)> = self
             .vips
             .iter()
-            .filter(|(_, v)| v.segment == segment && self.servers[v.server].marked && worse(v.port))
+            .filter(|(_, v)| v.segment == segment && self.is_served(v) && worse(v))
             .map(|(a, v)| (*a, v.weight()))
             .collect();
         if items.is_empty() {
@@ -136,7 +138,7 @@ impl Machine {
         let items: Vec<(IpAddr, u64, usize)> = self
             .vips
             .iter()
-            .filter(|(_, v)| v.segment == segment && self.servers[v.server].marked)
+            .filter(|(_, v)| v.segment == segment && self.is_served(v))
             .filter_map(|(a, v)| v.port.map(|p| (*a, v.weight(), p)))
             .filter(|&(_, _, p)| bins.iter().any(|b| b.port == p))
             .collect();
@@ -178,7 +180,7 @@ impl Machine {
     }
 
     /// Brings addresses to their new ports, which all exist.
-    fn bind(&mut self, segment: &str, moves: &[(IpAddr, usize)]) {
+    pub(super) fn bind(&mut self, segment: &str, moves: &[(IpAddr, usize)]) {
         for chunk in moves.chunks(CHUNK) {
             let to: Vec<(IpAddr, IfIndex)> = chunk
                 .iter()
@@ -193,7 +195,11 @@ impl Machine {
                     self.add(address, ifindex);
                 }
             }
-            to.iter().for_each(|&(a, i)| self.announce(a, i));
+            for &(address, ifindex) in &to {
+                if !self.vips.get(&address).is_some_and(|v| self.is_away(v)) {
+                    self.announce(address, ifindex);
+                }
+            }
             self.steer(segment); // once: the second time nothing has changed
         }
         let now = moves.iter().filter_map(|&(address, p)| Some((address, self.ports[p].ifindex()?)));
@@ -214,17 +220,30 @@ impl Machine {
     }
 
     /// Asks for the segment's routes if they are to change: the usable ports, best first; where there are none, all
-    /// that can hold a route.
+    /// that can hold a route; where a peer answers in the segment, that peer.
     pub(super) fn steer(&mut self, segment: &str) {
+        if self.vips.values().any(|v| v.segment == segment && self.is_served(v) && self.is_away(v)) {
+            // An agent that starts doesn't know the peer yet; the routes of the one before it are still right.
+            if let Some(hop) = self.hop_to_router(segment) {
+                self.steer_by(segment, Vec::new(), Some(hop));
+            }
+            return;
+        }
         let mut order: Vec<usize> = self.in_segment(segment).filter(|&p| self.ports[p].is_usable()).collect();
         if order.is_empty() {
             order = self.in_segment(segment).filter(|&p| self.ports[p].is_up()).collect();
         }
         order.sort_by_key(|&p| Reverse(self.ports[p].rank()));
         let ports: Vec<IfIndex> = order.iter().filter_map(|&p| self.ports[p].ifindex()).collect();
-        if self.steered.get(segment) != Some(&ports) {
-            self.steered.insert(segment.to_owned(), ports.clone());
-            self.out.push(Effect::Steer { segment: segment.to_owned(), ports });
+        self.steer_by(segment, ports, None);
+    }
+
+    fn steer_by(&mut self, segment: &str, ports: Vec<IfIndex>, via: Option<Hop>) {
+        let wanted = (ports, via);
+        if self.steered.get(segment) != Some(&wanted) {
+            let (ports, via) = wanted.clone();
+            self.steered.insert(segment.to_owned(), wanted);
+            self.out.push(Effect::Steer { segment: segment.to_owned(), ports, via });
         }
     }
 }

@@ -36,8 +36,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Assigned, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Owner, ProbePort, Reason,
-    Sample, Time,
+    Assigned, Claim, Config, Effect, Event, EventKind, Found, Hop, IfIndex, Input, Link, Owner, ProbePort,
+    Reason, Sample, Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -70,8 +70,10 @@ pub struct Machine {
     unpermitted: BTreeSet<IpAddr>,
     /// Names of all interfaces, to speak of them in events.
     names: BTreeMap<IfIndex, String>,
-    /// What was last asked for, by segment.
-    steered: BTreeMap<String, Vec<IfIndex>>,
+    /// What was last asked for, by segment: by which ports, or by which peer.
+    steered: BTreeMap<String, (Vec<IfIndex>, Option<Hop>)>,
+    /// Virtual IPs whose packets go on to their owner, and how.
+    routed: BTreeMap<IpAddr, Hop>,
     watch: paths::Watch,
     cluster: Option<cluster::Cluster>,
     repeats: announce::Repeats,
@@ -91,8 +93,10 @@ struct Server {
     name: String,
     priority: u32,
     owner: Option<Owner>,
-    /// Its serving mark is on.
+    /// Its serving mark is on, and all its addresses are served here.
     marked: bool,
+    /// Its serving mark is on, and its addresses in these segments are answered for here and routed to the owner.
+    routing: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,7 +105,7 @@ struct Vip {
     server: usize,
     /// Segment name.
     segment: String,
-    /// Index into `ports`.
+    /// Index into `ports`. A port of another segment: a peer answers for the address and routes to it there.
     port: Option<usize>,
     /// Bytes per second, exponentially weighted over the time that has been sampled.
     rate: f64,
@@ -203,10 +207,21 @@ impl Machine {
     /// The interface that an address is, or is to be, configured on: bound, served, and the interface exists.
     fn desired(&self, address: IpAddr) -> Option<IfIndex> {
         let vip = self.vips.get(&address)?;
-        if !self.servers[vip.server].marked {
+        if !self.is_served(vip) {
             return None;
         }
         self.ports[vip.port?].ifindex()
+    }
+
+    /// This node serves the address, or answers for it and routes to its owner.
+    fn is_served(&self, vip: &Vip) -> bool {
+        let server = &self.servers[vip.server];
+        server.marked || server.routing.contains(&vip.segment)
+    }
+
+    /// The address is bound to a port of another segment: a peer answers for it.
+    fn is_away(&self, vip: &Vip) -> bool {
+        vip.port.is_some_and(|p| self.ports[p].segment != vip.segment)
     }
 
     fn address_added(&mut self, a: Assigned) {
@@ -282,11 +297,15 @@ impl Machine {
     /// An interface that loses its last IPv4 address loses all its IPv4 routes, and the kernel tells nobody (fib_disable_ip,
     /// net/ipv4/fib_frontend.c): asks for them anew.
     fn steer_again(&mut self, ifindex: IfIndex) {
-        let Some(segment) = self.port_of(ifindex).map(|p| self.ports[p].segment.clone()) else { return };
-        let steered = self.steered.get(&segment).filter(|ports| ports.contains(&ifindex)).cloned();
-        if let Some(ports) = steered {
-            self.out.push(Effect::Steer { segment, ports });
-        }
+        let through = |ports: &[IfIndex], via: &Option<Hop>| {
+            ports.contains(&ifindex) || via.is_some_and(|hop| hop.ifindex == ifindex)
+        };
+        let lost = self.steered.iter().filter(|(_, (ports, via))| through(ports, via));
+        let again = lost.map(|(segment, (ports, via))| {
+            let (segment, ports, via) = (segment.clone(), ports.clone(), *via);
+            Effect::Steer { segment, ports, via }
+        });
+        self.out.extend(again);
     }
 
     fn claim(&mut self, claim: Claim) {
@@ -296,6 +315,9 @@ impl Machine {
         };
         if self.port_of(port).is_none_or(|p| self.ports[p].rank() == 0) {
             return; // not answered for at present
+        }
+        if self.vips.get(&address).is_some_and(|v| self.is_away(v)) {
+            return; // a peer answers for it: that is who claims it
         }
         let now = self.now;
         let known = |c: &&mut Conflict| c.address == address && c.mac == Some(mac);
@@ -317,11 +339,11 @@ impl Machine {
     }
 
     fn steering_lost(&mut self, segment: &str, port: Option<IfIndex>) {
-        let Some(ports) = self.steered.get(segment).cloned() else { return };
-        if port.is_some_and(|p| !ports.contains(&p)) {
+        let Some((ports, via)) = self.steered.get(segment).cloned() else { return };
+        if port.is_some_and(|p| !ports.contains(&p) && via.is_none_or(|hop| hop.ifindex != p)) {
             return; // a port that went down took its routes along
         }
-        self.out.push(Effect::Steer { segment: segment.to_owned(), ports });
+        self.out.push(Effect::Steer { segment: segment.to_owned(), ports, via });
         self.event(EventKind::SteeringDeleted { segment: segment.to_owned() });
     }
 
@@ -408,10 +430,16 @@ impl Machine {
                 self.steered.remove(&segment);
             }
             Effect::Mark { server, incarnation: Some(_) } => {
-                self.servers.iter_mut().filter(|s| s.name == server).for_each(|s| s.marked = false);
+                for server in self.servers.iter_mut().filter(|s| s.name == server) {
+                    server.marked = false;
+                    server.routing.clear();
+                }
             }
             Effect::Permit { address, .. } => {
                 self.unpermitted.insert(address);
+            }
+            Effect::Route { address, .. } => {
+                self.routed.remove(&address); // asked for again when the cluster is settled
             }
             Effect::Take(_)
             | Effect::Mark { .. }

@@ -1,17 +1,18 @@
 //! The first input of an agent's life: what an earlier one left is adopted where it is still right.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::cluster::Cluster;
 use super::ports::Port;
 use super::{Machine, Server, Vip};
+use crate::config::VirtualServer;
 use crate::{Effect, EventKind, IfIndex, Start};
 
 impl Machine {
     pub(super) fn start(&mut self, start: Start) {
-        let Start { config, incarnation, found, bound, marked, cluster } = start;
+        let Start { config, incarnation, found, bound, marked, routed, cluster } = start;
         let cluster = cluster.map(|c| Cluster::new(c, &config.node, self.now));
         *self = Machine { now: self.now, incarnation, cluster, ..Machine::default() };
         self.ports = config.ports.iter().map(Port::new).collect();
@@ -21,11 +22,16 @@ impl Machine {
         servers.sort_by_key(|s| (Reverse(s.priority), s.name.clone()));
         for (index, s) in servers.into_iter().enumerate() {
             let (name, priority) = (s.name.clone(), s.priority);
-            self.servers.push(Server { marked: marked.contains(&name), name, priority, owner: None });
+            let mut routing = BTreeSet::new();
             for address in s.addresses.iter().map(|n| n.addr()) {
                 let segment = config.segment_of(address).map(|s| s.name.clone()).unwrap_or_default();
+                if routed.contains(&address) && marked.contains(&name) {
+                    routing.insert(segment.clone());
+                }
                 self.vips.insert(address, Vip { server: index, segment, port: None, rate: 0.0 });
             }
+            let marked = marked.contains(&name) && routing.is_empty();
+            self.servers.push(Server { name, priority, owner: None, marked, routing });
         }
         let timing = config.timing.clone();
         self.config = Some(config);
@@ -67,8 +73,12 @@ impl Machine {
         for (address, ifindex) in found.iter().filter(|(a, _)| !bound.contains_key(a)).chain(bound) {
             let port = self.port_of(*ifindex);
             let Some(vip) = self.vips.get_mut(address) else { continue };
+            // Another segment's: a peer answers for it.
+            let server = &self.servers[vip.server].name;
+            let reroutes = |s: &VirtualServer| s.name == *server && s.reroute;
+            let away = self.config.iter().flat_map(|c| &c.servers).any(reroutes);
             if let Some(p) = port
-                && self.ports[p].segment == vip.segment
+                && (self.ports[p].segment == vip.segment || away)
             {
                 vip.port = Some(p);
                 adopted += usize::from(self.assigned.contains(&(*address, *ifindex)));

@@ -68,6 +68,7 @@ fn start(config: Config) -> Start {
         found: Found { links, addresses: vec![] },
         bound: BTreeMap::new(),
         marked: BTreeSet::new(),
+        routed: BTreeSet::new(),
         cluster: None,
     }
 }
@@ -108,7 +109,7 @@ fn permit(address: &str, server: &str, port: IfIndex) -> Effect {
 }
 
 fn steer(ports: &[IfIndex]) -> Effect {
-    Effect::Steer { segment: "office".into(), ports: ports.to_vec() }
+    Effect::Steer { segment: "office".into(), ports: ports.to_vec(), via: None }
 }
 
 const S: Time = Time(1_000_000_000);

@@ -49,7 +49,7 @@ impl Machine {
     }
 
     fn on_port(&self, p: usize) -> impl Iterator<Item = &Vip> {
-        self.vips.values().filter(move |v| v.port == Some(p) && self.servers[v.server].marked)
+        self.vips.values().filter(move |v| v.port == Some(p) && self.is_served(v))
     }
 
     fn server_view(&self, index: usize, node: &str) -> ServerView {
@@ -74,7 +74,8 @@ impl Machine {
                 .iter()
                 .map(|(a, v)| AddressView {
                     address: **a,
-                    port: v.port.filter(|_| server.marked).map(|p| self.ports[p].interface.clone()),
+                    port: v.port.filter(|_| self.is_served(v)).map(|p| self.ports[p].interface.clone()),
+                    via: self.router_of(&server.name, &v.segment),
                     rate: v.rate as u64,
                 })
                 .collect(),
@@ -82,7 +83,10 @@ impl Machine {
     }
 
     fn server_state(&self, server: &Server, vips: &[&Vip]) -> &'static str {
-        let usable = |v: &&Vip| v.port.is_some_and(|p| self.ports[p].is_usable());
+        let usable = |v: &&Vip| {
+            let answered = !self.is_away(v) || self.is_routed(&server.name, &v.segment);
+            answered && v.port.is_some_and(|p| self.ports[p].is_usable())
+        };
         match server.marked {
             false => "starting",
             true if vips.iter().all(usable) => "serving",

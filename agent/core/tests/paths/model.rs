@@ -136,6 +136,7 @@ impl Net {
             found: Found { links: (0..ports).map(|p| link(p, true)).collect(), addresses: vec![] },
             bound: BTreeMap::new(),
             marked: BTreeSet::new(),
+            routed: BTreeSet::new(),
             cluster: None,
         };
         net.tell(Input::Start(Box::new(start)));

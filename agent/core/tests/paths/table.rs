@@ -63,7 +63,7 @@ fn a_port_that_receives_nothing_gives_up_its_address() {
             Effect::Permit { address, server: "s".into(), port: Some(b) },
             Effect::AddAddress(b, address),
             Effect::Announce(b, address),
-            Effect::Steer { segment: "office".into(), ports: vec![b] },
+            Effect::Steer { segment: "office".into(), ports: vec![b], via: None },
             Effect::RemoveAddress(a, address),
             event(Some(1), moved),
             event(None, port),

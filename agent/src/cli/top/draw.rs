@@ -122,6 +122,10 @@ fn draw_servers(frame: &mut Frame<'_>, area: Rect, status: &Status, offset: usiz
         ]));
         rows.extend(s.addresses.iter().map(|a| {
             let port = match &a.port {
+                Some(port) if let Some(via) = &a.via => {
+                    Cell::from(format!("{} via {}", one_line(port), one_line(via)))
+                        .style(style(Tint::Warning))
+                }
                 Some(port) => Cell::from(one_line(port)),
                 None => Cell::from("no port").style(style(Tint::Bad)),
             };

@@ -47,11 +47,12 @@ enum Hook {
     Generic,
     In,
     InFull,
+    Route,
     Tx,
 }
 
 impl Hook {
-    const ALL: [Self; 5] = [Self::Native, Self::Generic, Self::In, Self::InFull, Self::Tx];
+    const ALL: [Self; 6] = [Self::Native, Self::Generic, Self::In, Self::InFull, Self::Route, Self::Tx];
 
     /// How pins are named.
     fn suffix(self) -> &'static str {
@@ -60,6 +61,7 @@ impl Hook {
             Self::Generic => "rx-generic",
             Self::In => "in",
             Self::InFull => "in-full",
+            Self::Route => "route",
             Self::Tx => "tx",
         }
     }
@@ -70,6 +72,7 @@ impl Hook {
             Self::Generic => "port_rx_generic",
             Self::In => "port_in",
             Self::InFull => "port_in_full",
+            Self::Route => "port_route",
             Self::Tx => "port_tx",
         }
     }
@@ -77,7 +80,23 @@ impl Hook {
     fn direction(self) -> TcAttachType {
         match self {
             Self::Tx => TcAttachType::Egress,
-            Self::Native | Self::Generic | Self::In | Self::InFull => TcAttachType::Ingress,
+            Self::Native | Self::Generic | Self::In | Self::InFull | Self::Route => TcAttachType::Ingress,
+        }
+    }
+
+    /// Priority of its filter in clsact.
+    fn priority(self) -> u16 {
+        match self {
+            Self::Route => CLSACT_PRIORITY + 1,
+            Self::Native | Self::Generic | Self::In | Self::InFull | Self::Tx => CLSACT_PRIORITY,
+        }
+    }
+
+    /// Its place among TCX programs: what judges goes first, so that no program of others lets pass what may not be served.
+    fn order(self) -> LinkOrder {
+        match self {
+            Self::Route => LinkOrder::last(),
+            Self::Native | Self::Generic | Self::In | Self::InFull | Self::Tx => LinkOrder::first(),
         }
     }
 }
@@ -121,6 +140,20 @@ pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
+/// As [`load`], if that has not been done.
+pub(super) fn load_if_new(program: &mut Program) -> Result<(), ProgramError> {
+    if program.fd().is_ok() { Ok(()) } else { load(program) }
+}
+
+/// Names of the programs that are wanted at any rate, and of those that an earlier agent put on some port.
+pub(super) fn needed(dir: &Path) -> Result<Vec<&'static str>, KernelError> {
+    let pins = entries(&links_dir(dir))?;
+    let suffix = |pin: &PathBuf| Some(pin.file_name()?.to_str()?.split_once('-')?.1.to_owned());
+    let pinned: BTreeSet<String> = pins.iter().filter_map(suffix).collect();
+    let wanted = |h: &Hook| matches!(h, Hook::Native | Hook::Tx) || pinned.contains(h.suffix());
+    Ok(Hook::ALL.into_iter().filter(wanted).map(Hook::program).chain(["condemn"]).collect())
+}
+
 /// A port to work on.
 #[derive(Clone, Copy)]
 struct Port<'a> {
@@ -162,6 +195,11 @@ impl Kernel {
         };
         for hook in replaced {
             remove_link(&self.dir, *hook, ifindex, Some(interface))?;
+        }
+        if self.routing {
+            self.attach_tc(Hook::Route, port)?;
+        } else {
+            remove_link(&self.dir, Hook::Route, ifindex, Some(interface))?;
         }
         if !self.tidy {
             // The port runs this layout's programs now; if others still run another's, they keep their maps without the pins.
@@ -305,11 +343,10 @@ impl Kernel {
         finish_adoption(adopt(), hook, port, &pin)
     }
 
-    /// First in the chain: no program of others shall let pass what may not be served.
     fn attach_tcx(&mut self, hook: Hook, port: Port) -> Result<(), KernelError> {
         let pin = self.pin(hook, port);
         let mut attach = || -> Result<(), AttachError> {
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let options = TcAttachOptions::TcxOrder(hook.order());
             let program = self.classifier(hook)?;
             let id = program.attach_with_options(port.interface, hook.direction(), options)?;
             let link: FdLink = program.take_link(id)?.try_into()?;
@@ -333,7 +370,7 @@ impl Kernel {
             let id = if exists {
                 program.attach_to_link(filter(port.interface, hook)?)?
             } else {
-                let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+                let options = NlOptions { priority: hook.priority(), handle: CLSACT_HANDLE, classid: None };
                 program.attach_with_options(
                     port.interface,
                     hook.direction(),
@@ -348,11 +385,15 @@ impl Kernel {
     }
 
     fn xdp(&mut self, hook: Hook) -> Result<&mut Xdp, ProgramError> {
-        self.ebpf.program_mut(hook.program()).ok_or(ProgramError::NotLoaded)?.try_into()
+        let program = self.ebpf.program_mut(hook.program()).ok_or(ProgramError::NotLoaded)?;
+        load_if_new(program)?;
+        program.try_into()
     }
 
     fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier, ProgramError> {
-        self.ebpf.program_mut(hook.program()).ok_or(ProgramError::NotLoaded)?.try_into()
+        let program = self.ebpf.program_mut(hook.program()).ok_or(ProgramError::NotLoaded)?;
+        load_if_new(program)?;
+        program.try_into()
     }
 
     fn pin(&self, hook: Hook, port: Port) -> PathBuf {
@@ -435,7 +476,7 @@ fn occupant(ifindex: u32) -> String {
 
 /// Baton's filter in clsact.
 fn filter(interface: &str, hook: Hook) -> Result<SchedClassifierLink, ProgramError> {
-    SchedClassifierLink::attached(interface, hook.direction(), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+    SchedClassifierLink::attached(interface, hook.direction(), hook.priority(), CLSACT_HANDLE, None)
         .map_err(ProgramError::IOError)
 }
 

@@ -60,6 +60,18 @@ pub enum KernelError {
         /// Its name.
         name: &'static str,
     },
+    /// The object lacks a program: it was built from other sources.
+    #[error("the kernel programs have no program {name}: build them anew")]
+    NoSuchProgram {
+        /// Its name.
+        name: &'static str,
+    },
+    /// An address is to be routed that the programs don't know.
+    #[error("{address} is no virtual IP: it can't be routed")]
+    NotVirtual {
+        /// The address.
+        address: std::net::IpAddr,
+    },
     /// A pinned map has another layout than its version says.
     #[error("the pinned map {name} in {} has another layout ({source}): remove it with `baton clean`", dir.display())]
     Layout {

@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use baton_common::{Counters, Lease, Locked, MAX_SERVERS, MAX_VIPS, Server, Vip};
-use baton_core::IfIndex;
+use baton_common::{Counters, Lease, Locked, MAX_SERVERS, MAX_VIPS, Route, Server, Vip};
+use baton_core::{Hop, IfIndex};
 
 pub use attach::{AttachError, Hooks};
 pub use bpffs::remove_all;
@@ -41,10 +41,11 @@ use registry::{Addresses, Servers};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baton-ebpf"));
 
 /// Maps that outlive the agent.
-const PINNED_MAPS: [&str; 12] = [
+const PINNED_MAPS: [&str; 13] = [
     "VIPS",
     "BUCKETS4",
     "BUCKETS6",
+    "ROUTES",
     "SERVERS",
     "LEASE",
     "PEERS",
@@ -71,8 +72,11 @@ pub struct Kernel {
     lease: Array<MapData, Locked<Lease>>,
     own_macs: HashMap<MapData, [u8; 6], u32>,
     counters: PerCpuArray<MapData, Counters>,
+    routes: Array<MapData, Route>,
     addresses: Addresses,
     servers: Servers,
+    /// Ports get the program that routes.
+    routing: bool,
     /// Other layouts' pins have been removed, or there are none.
     tidy: bool,
 }
@@ -119,7 +123,9 @@ impl Kernel {
             loader.map_pin_path(name, path.as_path());
         }
         let mut ebpf = loader.load(OBJECT).map_err(KernelError::load)?;
-        for (name, program) in ebpf.programs_mut() {
+        // Verification takes a good part of a second each: what may not be needed is loaded when it is.
+        for name in attach::needed(bpffs_dir)? {
+            let program = ebpf.program_mut(name).ok_or(KernelError::NoSuchProgram { name })?;
             attach::load(program).map_err(|source| KernelError::program(name, source))?;
         }
 
@@ -137,8 +143,10 @@ impl Kernel {
             lease: take(&mut ebpf, "LEASE", &maps_dir)?,
             own_macs: take(&mut ebpf, "OWN_MACS", &maps_dir)?,
             counters: take(&mut ebpf, "COUNTERS", &maps_dir)?,
+            routes: take(&mut ebpf, "ROUTES", &maps_dir)?,
             addresses,
             servers,
+            routing: false,
             tidy: false,
             ebpf,
         };
@@ -177,7 +185,49 @@ impl Kernel {
     ///
     /// The map refuses.
     pub fn forget(&mut self, address: IpAddr) -> Result<(), KernelError> {
+        self.route(address, None)?;
         self.addresses.remove(address)
+    }
+
+    /// Sends the packets of a virtual IP on by this hop, or takes them in (`None`). It is no error if an address that isn't a
+    /// virtual IP is not to be routed.
+    ///
+    /// # Errors
+    ///
+    /// The address isn't a virtual IP; the map refuses.
+    pub fn route(&mut self, address: IpAddr, to: Option<Hop>) -> Result<(), KernelError> {
+        let route =
+            to.map_or(Route::default(), |hop| Route { ifindex: hop.ifindex.0, to: hop.to, from: hop.from });
+        match self.addresses.get(address) {
+            Some((slot, _)) => {
+                self.routes.set(slot, route, 0).map_err(|source| KernelError::map("ROUTES", source))
+            }
+            None if to.is_none() => Ok(()),
+            None => Err(KernelError::NotVirtual { address }),
+        }
+    }
+
+    /// The virtual IPs whose packets are sent on.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn routed(&self) -> Result<BTreeSet<IpAddr>, KernelError> {
+        let mut routed = BTreeSet::new();
+        for address in self.known() {
+            if let Some((slot, _)) = self.addresses.get(address) {
+                let route = self.routes.get(&slot, 0).map_err(|source| KernelError::map("ROUTES", source))?;
+                if route.ifindex != 0 {
+                    routed.insert(address);
+                }
+            }
+        }
+        Ok(routed)
+    }
+
+    /// From now on ports get the program that routes, or lose it.
+    pub fn set_routing(&mut self, routing: bool) {
+        self.routing = routing;
     }
 
     /// Sets the serving mark of a virtual server, or clears it (`None`). It is served while the mark equals the lease's
@@ -311,8 +361,17 @@ impl Kernel {
     }
 
     /// The program of this name; for tests and benchmarks that run it on packets of their own.
-    pub fn program(&mut self, name: &str) -> Option<&mut aya::programs::Program> {
-        self.ebpf.program_mut(name)
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn program(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<&mut aya::programs::Program>, KernelError> {
+        let Some(program) = self.ebpf.program_mut(name) else { return Ok(None) };
+        attach::load_if_new(program).map_err(|source| KernelError::program(name, source))?;
+        Ok(Some(program))
     }
 
     fn maps_dir(&self) -> PathBuf {

@@ -146,7 +146,8 @@ impl Kernel {
         let order = Condemn { slot: u64::from(slot), incarnation, silence_ns };
         // SAFETY: three integers without padding.
         let bytes: [u8; size_of::<Condemn>()] = unsafe { std::mem::transmute(order) };
-        let program = self.ebpf.program_mut("condemn").ok_or(KernelError::NoSuchMap { name: "condemn" })?;
+        let program =
+            self.ebpf.program_mut("condemn").ok_or(KernelError::NoSuchProgram { name: "condemn" })?;
         let program: &mut Xdp = program.try_into().map_err(error)?;
         let mut options = TestRunOptions::new();
         options.data_in = Some(&bytes);

@@ -93,6 +93,9 @@ impl Machine {
             }
         }
         lost.into_iter().for_each(|index| self.stop_serving(index));
+        // As a router it writes itself into the record anew, and the mark goes on after that.
+        let routing = (0..self.servers.len()).filter(|&i| !self.servers[i].routing.is_empty());
+        routing.collect::<Vec<_>>().into_iter().for_each(|index| self.stop_routing(index));
         self.event(EventKind::Incarnation { from, to: incarnation });
     }
 }

@@ -12,6 +12,7 @@
 //! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead |
 //! | R10 members | records are judged in the version that they name; others than ours are left alone |
 //! | R11 oneself | `verdicts`: of other members only |
+//! | R12 routers | `reroute`: the order of writes, marks and bindings |
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
 //! where they don't the compare-and-swap decides.
@@ -20,6 +21,7 @@ mod incarnation;
 #[cfg(test)]
 mod model;
 mod ownership;
+mod reroute;
 mod succession;
 mod verdicts;
 mod view;
@@ -85,6 +87,8 @@ pub(super) struct Cluster {
     /// Segments that this node is out of touch with while others are not: since when.
     isolated_since: BTreeMap<String, Time>,
     had_lease: bool,
+    /// When a peer last refused to answer in a segment.
+    refused: BTreeMap<String, Time>,
     ask_again: Option<Time>,
     /// When this node's turn to take something comes next, or another one is fit for a failback.
     next_turn: Option<Time>,
@@ -125,6 +129,7 @@ impl Cluster {
             fit_since: BTreeMap::new(),
             isolated_since: BTreeMap::new(),
             had_lease: false,
+            refused: BTreeMap::new(),
             ask_again: None,
             next_turn: None,
             replaced: BTreeMap::new(),
@@ -150,10 +155,11 @@ impl Cluster {
         heard.is_some_and(|at| self.read.since(at) < self.members.silence())
     }
 
-    /// Do other nodes hear one another in this segment?
+    /// Do other nodes hear one another in this segment? What a node said before it fell silent shows nothing.
     fn lives_elsewhere(&self, segment: &str) -> bool {
-        let others = self.nodes.iter().filter(|(name, _)| **name != self.me);
-        let mut ports = others.flat_map(|(_, node)| &node.ports);
+        let heard = self.reading.peers.iter().filter(|p| self.is_heard(p, self.read));
+        let others = heard.filter_map(|p| self.nodes.get(&self.name(p.slot)));
+        let mut ports = others.flat_map(|node| &node.ports);
         ports.any(|p| p.segment == segment && p.usable && p.hears)
     }
 
@@ -296,7 +302,9 @@ impl Machine {
     pub(super) fn cluster_deadline(&self) -> Option<Time> {
         let cluster = self.cluster.as_ref()?;
         let isolated = cluster.isolated_since.values().map(|t| *t + ISOLATED_AFTER).filter(|t| *t > self.now);
-        cluster.ask_again.into_iter().chain(cluster.next_turn).chain(isolated).min()
+        let routers = cluster.refused.values().map(|t| *t + reroute::ASK_AGAIN);
+        let routers = routers.filter(|t| *t > self.now);
+        cluster.ask_again.into_iter().chain(cluster.next_turn).chain(isolated).chain(routers).min()
     }
 
     fn publish_node(&mut self) {

@@ -9,6 +9,8 @@
 //! | another node, dead | off | this node takes it when it is its turn |
 //! | another node, alive | off | nothing |
 //! | released | off | this node takes it when it is its turn |
+//!
+//! `reroute` has what is done when the record names a peer that answers in a segment.
 
 use std::time::Duration;
 
@@ -45,6 +47,9 @@ impl Machine {
         // Also our own writes come by here; `written` says so then, or has said so.
         cluster.touched.remove(server);
         cluster.vacant.remove(server);
+        if let (Some((before, _)), Some((after, _))) = (cluster.records.get(server).cloned(), &record) {
+            cluster.note_refusals(&before, after, self.now);
+        }
         match record {
             Some(record) => cluster.records.insert(server.to_owned(), record),
             None => cluster.records.remove(server),
@@ -61,6 +66,14 @@ impl Machine {
         cluster.vacant.remove(server);
         let before = before.filter(|b| *b != record).or_else(|| cluster.replaced.remove(server));
         cluster.replaced.remove(server);
+        if record.node != cluster.me {
+            // As a peer that routes.
+            cluster.replaced.remove(server);
+            if let Some(index) = self.servers.iter().position(|s| s.name == server) {
+                self.routing_written(index, &record);
+            }
+            return;
+        }
         if record.released.is_some() {
             cluster.touched.remove(server);
             let wish = cluster.wishes.get(server).cloned();
@@ -124,6 +137,7 @@ impl Machine {
             gone.extend(self.assigned.iter().copied().filter(|(a, _)| a == address));
         }
         self.remove(gone);
+        self.segments().iter().for_each(|s| self.steer(s));
     }
 
     /// The kernel programs don't serve it any more.
@@ -166,6 +180,17 @@ impl Machine {
                         self.event(EventKind::Deposed { server: server.clone() });
                         self.stop_serving(index);
                     }
+                    match &other {
+                        Some((record, revision)) if !busy => {
+                            if self.settle_routing(index, record, *revision) {
+                                continue;
+                            }
+                        }
+                        // The mark of an incarnation that is about to end does no harm.
+                        Some(_) => {}
+                        None if !self.servers[index].routing.is_empty() => self.stop_routing(index),
+                        None => {}
+                    }
                     let successor = plan.get(index).cloned().flatten();
                     if !busy {
                         self.take_if_due(&server, other, successor);
@@ -198,7 +223,9 @@ impl Machine {
     fn settle_own(&mut self, index: usize, record: Record, revision: u64) {
         let server = self.servers[index].name.clone();
         if self.servers[index].marked {
-            let Some((next, reason)) = self.give_up(index) else { return };
+            let Some((next, reason)) = self.give_up(index) else {
+                return self.settle_reroute(index, &record, revision);
+            };
             self.event(EventKind::Leaving { server: server.clone(), to: next.clone(), reason });
             self.stop_serving(index);
             if let Some(cluster) = &mut self.cluster {
@@ -224,7 +251,8 @@ impl Machine {
     fn take_if_due(&mut self, server: &str, current: Option<(Record, u64)>, successor: Option<Successor>) {
         let now = self.now;
         let Some(cluster) = &mut self.cluster else { return };
-        let free = current.as_ref().is_none_or(|(r, _)| r.released.is_some() || cluster.is_dead(r));
+        let left = |r: &Record| r.released.is_some() || cluster.is_dead(r);
+        let free = current.as_ref().is_none_or(|(r, _)| left(r) && cluster.is_unrouted(r));
         if !free {
             cluster.vacant.remove(server);
             return;
@@ -246,6 +274,7 @@ impl Machine {
             members: cluster.members.version,
             epoch: epoch + 1,
             released: None,
+            via: Vec::new(),
         };
         self.write(server.to_owned(), expected, record);
     }

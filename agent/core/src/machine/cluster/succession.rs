@@ -26,7 +26,7 @@ pub(super) struct Successor {
 impl Cluster {
     /// Nodes that could be given something now, as far as this node knows: members, no witnesses, heard or oneself, not called
     /// dead, not draining.
-    fn fit(&self, at: Time) -> impl Iterator<Item = &str> {
+    pub(super) fn fit(&self, at: Time) -> impl Iterator<Item = &str> {
         let members = self.members.nodes.iter().filter(move |m| {
             let peer = self.reading.peers.iter().find(|p| p.slot == m.slot);
             let dead = |p| self.accusers(m.slot, self.latest(p)).count() >= self.members.majority();
@@ -38,7 +38,7 @@ impl Cluster {
     }
 
     /// Has this node a usable port in each of these segments?
-    fn reaches(&self, node: &str, segments: &[&str]) -> bool {
+    pub(super) fn reaches(&self, node: &str, segments: &[&str]) -> bool {
         let ports = self.nodes.get(node).map(|n| n.ports.as_slice()).unwrap_or_default();
         segments.iter().all(|s| ports.iter().any(|p| p.usable && p.segment == *s))
     }
@@ -95,7 +95,7 @@ impl Machine {
         order
     }
 
-    fn definition(&self, server: &str) -> Option<&VirtualServer> {
+    pub(super) fn definition(&self, server: &str) -> Option<&VirtualServer> {
         self.config.as_ref()?.servers.iter().find(|s| s.name == server)
     }
 
@@ -133,9 +133,7 @@ impl Machine {
         if cluster.draining.contains(me) {
             return best().map(|to| (to, Reason::Drain));
         }
-        let usable =
-            |s: &&str| !self.is_isolated(s) && self.ports.iter().any(|p| p.segment == **s && p.is_usable());
-        if !segments.iter().all(usable) {
+        if !segments.iter().all(|s| self.has_usable_port(s)) {
             return best().map(|to| (to, Reason::NoGoodPort));
         }
         if definition.failback != Failback::Immediate {

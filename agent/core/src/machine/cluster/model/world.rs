@@ -198,7 +198,14 @@ impl World {
             told: 0,
             cut: false,
         };
-        let first = Record { node: NAMES[0].into(), incarnation: 1, members: 1, epoch: 1, released: None };
+        let first = Record {
+            node: NAMES[0].into(),
+            incarnation: 1,
+            members: 1,
+            epoch: 1,
+            released: None,
+            via: Vec::new(),
+        };
         let mut world = World {
             rules,
             nodes: (0..N).map(node).collect(),
@@ -278,6 +285,7 @@ impl World {
             found: Found { links: vec![link], addresses: Vec::new() },
             bound: BTreeMap::new(),
             marked,
+            routed: BTreeSet::new(),
             cluster: Some(cluster),
         };
         self.input(n, Input::Start(Box::new(start)));
@@ -298,8 +306,14 @@ impl World {
             });
         }
         // Not of interest here, and always there.
-        let master =
-            Record { node: "elsewhere".into(), incarnation: 1, members: 1, epoch: 1, released: None };
+        let master = Record {
+            node: "elsewhere".into(),
+            incarnation: 1,
+            members: 1,
+            epoch: 1,
+            released: None,
+            via: Vec::new(),
+        };
         all.push(StoreChange { revision: 1, entry: Entry::Record(MASTER.into(), Some(master)) });
         let wish = self.wish.map(|(to, _)| NAMES[to].to_owned());
         all.push(StoreChange { revision: self.revision, entry: Entry::Move(SERVER.into(), wish) });
