@@ -527,6 +527,13 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
                 "mount and start them by other means",
             );
         }
+        if server.reroute == Some(true) && raw.segments.len() < 2 {
+            f.warn(
+                server.name.as_ref().map_or(0, |n| n.at),
+                "`reroute` does nothing: there is no second segment to route over",
+                "add the [[segment]] of the interconnect, and a [[port]] in it on each node",
+            );
+        }
         if !raw.ports.is_empty() {
             warn_unreachable(server, raw, f);
         }

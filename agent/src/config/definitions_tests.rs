@@ -67,6 +67,18 @@ fn what_is_wrong_is_said_once_and_where() {
 }
 
 #[test]
+fn a_reroute_without_a_way_is_doubted() {
+    let text = GOOD.replace("preferred_nodes", "reroute = true\npreferred_nodes");
+    let (definitions, warnings) = Definitions::parse(&text, "cluster.toml").expect("good");
+    assert!(definitions.servers[0].reroute && !good(GOOD).servers[0].reroute);
+    let warnings = warnings.to_string();
+    assert!(warnings.contains("cluster.toml:13:8: `reroute` does nothing"), "{warnings}");
+    let text = text + "\n[[segment]]\nname = \"back\"\nsubnets = [\"10.99.0.0/24\"]\n";
+    let (_, warnings) = Definitions::parse(&text, "cluster.toml").expect("good");
+    assert!(!warnings.to_string().contains("reroute"), "{warnings}");
+}
+
+#[test]
 fn two_nodes_may_be_had_by_saying_so() {
     let text = GOOD.replace(
         "members = [\"fs2\", \"fs1\", \"fs3\"]",

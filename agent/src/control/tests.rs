@@ -37,7 +37,7 @@ fn server_view(name: &str, address: &str) -> ServerView {
         load: 0.0,
         priority: 100,
         rate: 0,
-        addresses: vec![AddressView { address, port: None, rate: 0 }],
+        addresses: vec![AddressView { address, port: None, via: None, rate: 0 }],
     }
 }
 

@@ -365,10 +365,7 @@ impl Kernel {
     /// # Errors
     ///
     /// The kernel refuses it.
-    pub fn program(
-        &mut self,
-        name: &'static str,
-    ) -> Result<Option<&mut aya::programs::Program>, KernelError> {
+    pub fn program(&mut self, name: &str) -> Result<Option<&mut aya::programs::Program>, KernelError> {
         let Some(program) = self.ebpf.program_mut(name) else { return Ok(None) };
         attach::load_if_new(program).map_err(|source| KernelError::program(name, source))?;
         Ok(Some(program))

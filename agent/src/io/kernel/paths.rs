@@ -234,8 +234,10 @@ pub(super) fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
     T::try_from(map).map_err(|source| KernelError::map(name, source))
 }
 
-/// A memory-mapped array. The mapping keeps the map.
-pub(super) struct Mapped<T> {
+/// A memory-mapped array.
+pub(super) struct Mapped<T: Pod> {
+    /// Programs that are loaded later name the map by its descriptor.
+    _array: Array<MapData, T>,
     start: NonNull<T>,
     entries: u32,
     bytes: NonZeroUsize,
@@ -258,7 +260,7 @@ impl<T: Pod> Mapped<T> {
         let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
         // SAFETY: a new mapping of a whole map, at an address that the kernel chooses.
         let start = unsafe { mmap(None, bytes, access, flags, array.map().fd().as_fd(), 0) };
-        Ok(Self { start: start.map_err(error)?.cast(), entries, bytes, value: PhantomData })
+        Ok(Self { start: start.map_err(error)?.cast(), entries, bytes, value: PhantomData, _array: array })
     }
 
     /// Slots come from this module alone; one out of range would be a mistake in it.
@@ -280,7 +282,7 @@ impl<T: Pod> Mapped<T> {
     }
 }
 
-impl<T> Drop for Mapped<T> {
+impl<T: Pod> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this length, and nobody can reach it any more.
         if let Err(error) = unsafe { munmap(self.start.cast(), self.bytes.get()) } {

@@ -22,6 +22,8 @@ mod incarnation;
 mod model;
 mod ownership;
 mod reroute;
+#[cfg(test)]
+mod reroute_tests;
 mod succession;
 mod verdicts;
 mod view;
@@ -235,10 +237,17 @@ impl Machine {
             Entry::Node(name, Some(node)) => {
                 if name != cluster.me {
                     cluster.nodes.insert(name, node);
+                } else if cluster.published.as_ref() != Some(&node) {
+                    // An older write of ours may land after a newer one: what others read must be what is.
+                    cluster.published = None;
                 }
             }
             Entry::Node(name, None) => {
-                cluster.nodes.remove(&name);
+                if name == cluster.me {
+                    cluster.published = None;
+                } else {
+                    cluster.nodes.remove(&name);
+                }
             }
             Entry::Record(server, record) => self.learn(&server, record.map(|r| (r, revision)), revision),
             Entry::Drain(node, true) => {

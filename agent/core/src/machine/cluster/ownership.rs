@@ -181,10 +181,10 @@ impl Machine {
                         self.stop_serving(index);
                     }
                     match &other {
-                        Some((record, revision)) if !busy => {
-                            if self.settle_routing(index, record, *revision) {
-                                continue;
-                            }
+                        Some((record, revision))
+                            if !busy && self.settle_routing(index, record, *revision) =>
+                        {
+                            continue;
                         }
                         // The mark of an incarnation that is about to end does no harm.
                         Some(_) => {}

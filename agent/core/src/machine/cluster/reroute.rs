@@ -98,6 +98,11 @@ impl Machine {
         usable.min_by_key(|&p| (Reverse(self.ports[p].rank()), p))
     }
 
+    /// An agent that starts knows nothing of its peers yet; what the one before it arranged goes on.
+    fn has_read_peers(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|c| !c.reading.ports.is_empty())
+    }
+
     /// Does this node have a port in the segment that clients can be served by?
     pub(super) fn has_usable_port(&self, segment: &str) -> bool {
         !self.is_isolated(segment) && self.ports.iter().any(|p| p.segment == segment && p.is_usable())
@@ -120,6 +125,9 @@ impl Machine {
 
     /// As the owner, for a virtual server that is served here: sees to it that it is answered for in every segment.
     pub(super) fn settle_reroute(&mut self, index: usize, record: &Record, revision: u64) {
+        if !self.has_read_peers() {
+            return;
+        }
         let allowed = self.definition(&self.servers[index].name).is_some_and(|d| d.reroute);
         let mut next = record.clone();
         for segment in self.served_segments(index) {
@@ -222,7 +230,7 @@ impl Machine {
     /// As a peer, for a virtual server of another node: answers where its record asks for that, or stops. Returns whether there
     /// is something left to be done first.
     pub(super) fn settle_routing(&mut self, index: usize, record: &Record, revision: u64) -> bool {
-        let Some(cluster) = &self.cluster else { return false };
+        let Some(cluster) = self.cluster.as_ref().filter(|_| self.has_read_peers()) else { return false };
         let owned = record.released.is_none() && !cluster.is_dead(record);
         let mine = |via: &&Via| cluster.is_mine(via);
         let able = |via: &&Via| {
