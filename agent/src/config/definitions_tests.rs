@@ -72,7 +72,7 @@ fn a_reroute_without_a_way_is_doubted() {
     let (definitions, warnings) = Definitions::parse(&text, "cluster.toml").expect("good");
     assert!(definitions.servers[0].reroute && !good(GOOD).servers[0].reroute);
     let warnings = warnings.to_string();
-    assert!(warnings.contains("cluster.toml:13:8: `reroute` does nothing"), "{warnings}");
+    assert!(warnings.contains("cluster.toml:13:9: `reroute` does nothing"), "{warnings}");
     let text = text + "\n[[segment]]\nname = \"back\"\nsubnets = [\"10.99.0.0/24\"]\n";
     let (_, warnings) = Definitions::parse(&text, "cluster.toml").expect("good");
     assert!(!warnings.to_string().contains("reroute"), "{warnings}");
