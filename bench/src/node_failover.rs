@@ -83,13 +83,20 @@ impl Cause {
     }
 
     /// A run that takes longer is told of, step by step.
-    fn slow_from(self) -> Duration {
+    fn slow_from(self, kind: Kind) -> Duration {
         Duration::from_millis(match self {
+            _ if kind == Kind::Keepalived => 5000,
             Cause::PowerLoss
             | Cause::MasterDies
             | Cause::AgentKilled
             | Cause::Unreachable
-            | Cause::Partition => 80,
+            | Cause::Partition => {
+                if kind == Kind::Baton {
+                    80
+                } else {
+                    40
+                }
+            }
             Cause::LeaderDies => 400,
             Cause::Drain | Cause::Move => 20,
         })
@@ -386,7 +393,7 @@ impl Case {
         let end = clock::now();
         if let Ok(announced) = &seen
             && let Some(gap) = result.longest_gap(at, end)
-            && gap.length() >= cause.slow_from()
+            && gap.length() >= cause.slow_from(self.kind)
         {
             let (stall, own) = (witness.longest(at, gap.to), result.pause_at_ends(&gap));
             eprintln!(
