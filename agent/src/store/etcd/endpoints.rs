@@ -299,3 +299,78 @@ fn judge<T>(error: &Error) -> Outcome<T> {
         _ => Outcome::Unknown(text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Three members at addresses where nobody is: only what is asked decides.
+    fn endpoints() -> Endpoints {
+        let url = |n| format!("http://127.0.0.1:{n}");
+        let endpoints = (1..=3).map(url).collect();
+        let config = EtcdConfig { endpoints, tls: None, credentials: None, cluster: "c".to_owned() };
+        Endpoints::new(&config).unwrap()
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn an_answer_of_the_first_is_sole() {
+        let endpoints = endpoints();
+        let answer = run(endpoints.ask_all(async |_| Ok(7))).unwrap();
+        assert_eq!((answer.value, answer.sole), (7, true));
+        assert_eq!(endpoints.order(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_not_waited_for_and_asked_last_from_then_on() {
+        let endpoints = endpoints();
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1 => std::future::pending().await,
+                n => Ok(n),
+            }
+        };
+        let answer = run(endpoints.ask_all(ask)).unwrap();
+        assert_eq!((answer.value, answer.sole), (2, false), "the first one may have carried it out");
+        assert_eq!(endpoints.order(), [1, 2, 0]);
+    }
+
+    #[test]
+    fn what_is_refused_is_asked_nobody_else() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            Err::<(), _>(Error::InvalidArgs("no".to_owned()))
+        };
+        let answer = run(endpoints().ask(ask));
+        assert!(matches!(answer, Err(EtcdError::Refused { .. })));
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn all_are_asked_again_until_one_can() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                n if n < 8 => Err(Error::WatchError("broken".to_owned())),
+                n => Ok(n),
+            }
+        };
+        let answer = run(endpoints().ask_all(ask)).unwrap();
+        assert_eq!((answer.value, answer.sole), (8, false));
+    }
+
+    #[test]
+    fn it_ends_when_nobody_answers() {
+        let answer = run(endpoints().ask(async |_| std::future::pending::<Result<(), Error>>().await));
+        assert!(matches!(answer, Err(EtcdError::Unreachable { .. })));
+    }
+}
