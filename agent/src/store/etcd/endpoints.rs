@@ -13,22 +13,23 @@ use std::task::Poll;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::EtcdError;
 use crate::config::EtcdConfig;
 
 /// A member that has answered nothing for so long is not waited for: at first,
 const FIRST_GAP: Duration = Duration::from_millis(20);
-/// then, while an election may be under way,
-const GAP: Duration = Duration::from_millis(10);
-const ELECTION: Duration = Duration::from_millis(400);
 /// and later.
-const LATER_GAP: Duration = Duration::from_millis(50);
+const GAP: Duration = Duration::from_millis(10);
+/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries.
+const TURN: Duration = Duration::from_millis(5);
+/// A request is lost where its member has answered one that began so much later.
+const OVERTAKEN: Duration = Duration::from_millis(2);
 /// A request that gets no answer for so long is made again, even where its member answers others.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Until all are asked again that have said that they can't.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How often a request that waits looks.
+const LOOK: Duration = Duration::from_millis(2);
 /// How long a request goes on.
 const LIMIT: Duration = Duration::from_secs(1);
 /// A member that did not answer is asked last for so long.
@@ -46,13 +47,17 @@ pub(super) struct Endpoints {
 struct State {
     /// The local one first.
     all: Vec<Endpoint>,
+    /// When a request was last made again while nobody answered.
+    turn: Option<Instant>,
 }
 
 struct Endpoint {
     url: String,
     client: Option<Client>,
-    /// When it last answered anything.
+    /// When it last answered anything,
     answered: Option<Instant>,
+    /// and when the latest request that it has answered began.
+    newest: Option<Instant>,
     /// When it last failed to, unless it has answered since,
     failed: Option<Instant>,
     /// and since when.
@@ -112,11 +117,12 @@ impl Endpoints {
             url: url.clone(),
             client: None,
             answered: None,
+            newest: None,
             failed: None,
             failing_since: None,
         };
         let all = config.endpoints.iter().map(endpoint).collect();
-        Ok(Endpoints { options, state: Arc::new(Mutex::new(State { all })) })
+        Ok(Endpoints { options, state: Arc::new(Mutex::new(State { all, turn: None })) })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -154,10 +160,11 @@ impl Endpoints {
         Ok(client)
     }
 
-    fn worked(&self, index: usize) {
+    fn worked(&self, index: usize, begun: Instant) {
         let mut state = self.state();
         let endpoint = &mut state.all[index];
         (endpoint.answered, endpoint.failed, endpoint.failing_since) = (Some(Instant::now()), None, None);
+        endpoint.newest = endpoint.newest.max(Some(begun));
     }
 
     fn failed(&self, index: usize) {
@@ -171,10 +178,27 @@ impl Endpoints {
         }
     }
 
-    /// Since when nothing has come of this attempt, and its member has not answered others either.
-    fn idle_since<T>(&self, attempt: &Attempt<'_, T>) -> Instant {
-        let answered = self.state().all[attempt.index].answered;
-        answered.map_or(attempt.begun, |at| at.clamp(attempt.begun, attempt.begun + PATIENCE))
+    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: it is still under way.
+    fn again(&self, index: usize, begun: Instant, waits: bool, gap: Duration) -> bool {
+        let now = Instant::now();
+        let mut state = self.state();
+        let member = &state.all[index];
+        if waits {
+            if member.failed > Some(begun) || member.newest > Some(begun + OVERTAKEN) {
+                return true;
+            }
+            let answered = member.answered.map_or(begun, |t| t.clamp(begun, begun + PATIENCE));
+            if now < answered + gap {
+                return false; // where many ask much it may take a while
+            }
+        } else if state.all.iter().any(|m| m.newest > Some(begun)) {
+            return true; // all could not, and somebody can now
+        }
+        if state.turn.is_some_and(|t| now < t + TURN) {
+            return false;
+        }
+        state.turn = Some(now);
+        true
     }
 
     async fn one<T>(&self, index: usize, ask: &impl AsyncFn(Client) -> Result<T, Error>) -> Outcome<T> {
@@ -202,36 +226,40 @@ impl Endpoints {
         ask: impl AsyncFn(Client) -> Result<T, Error>,
     ) -> Result<Answer<T>, EtcdError> {
         let begun = Instant::now();
-        let (mut next, mut order) = (begun, self.order());
+        let mut order = self.order();
         let mut attempts: Vec<Attempt<'_, T>> = Vec::new();
+        let mut latest: Option<(usize, Instant)> = None;
         // Of those that have ended without an answer.
         let (mut may_be_done, mut last) = (false, "no answer".to_owned());
-        let mut asked = 0;
+        let mut gap = FIRST_GAP;
         loop {
             let now = Instant::now();
             if now - begun >= LIMIT {
                 attempts.iter().for_each(|a| self.failed(a.index));
                 return Err(self.unreachable(last));
             }
-            if now >= next {
+            let waits = !attempts.is_empty();
+            let go = match latest {
+                None => true,
+                Some(_) if !waits && !order.is_empty() => true,
+                Some((index, begun)) => self.again(index, begun, waits, gap),
+            };
+            if go {
+                if latest.is_some() {
+                    gap = GAP;
+                }
                 if order.is_empty() {
                     order = self.order();
                 }
                 let index = order.pop_front().unwrap_or_default();
                 attempts.push(Attempt { index, begun: now, outcome: Box::pin(self.one(index, &ask)) });
-                asked += 1;
-                next = now + gap(asked, now - begun);
+                latest = Some((index, now));
             }
-            let Ok((index, began, outcome)) = timeout_at(next, first_of(&mut attempts)).await else {
-                // Where many are asked much it may take a while.
-                if let Some(latest) = attempts.last() {
-                    next = self.idle_since(latest) + gap(asked, begun.elapsed());
-                }
-                continue;
-            };
+            let ended = timeout(LOOK, first_of(&mut attempts)).await;
+            let Ok((index, began, outcome)) = ended else { continue };
             match outcome {
                 Outcome::Done(value) => {
-                    self.worked(index);
+                    self.worked(index, began);
                     for late in attempts.iter().filter(|a| a.begun < began && a.index != index) {
                         tracing::debug!("etcd at {}: no answer yet", self.url(late.index));
                         self.failed(late.index);
@@ -251,22 +279,12 @@ impl Endpoints {
                     (last, may_be_done) = (e, true);
                 }
             }
-            next = Instant::now() + if order.is_empty() { PAUSE } else { Duration::ZERO };
         }
     }
 
     fn unreachable(&self, last: String) -> EtcdError {
         let urls: Vec<String> = self.state().all.iter().map(|e| e.url.clone()).collect();
         EtcdError::Unreachable { endpoints: urls.join(", "), last }
-    }
-}
-
-/// After how long without an answer another member is asked, when so many have been.
-fn gap(asked: usize, since: Duration) -> Duration {
-    match asked {
-        0 | 1 => FIRST_GAP,
-        _ if since < ELECTION => GAP,
-        _ => LATER_GAP,
     }
 }
 
