@@ -97,12 +97,15 @@ lint: build setup-lint
 	cd ebpf && $(CARGO) clippy --locked --bin baton-ebpf --target-dir ../target/ebpf -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
+# Stress of each of Baton's two profiles.
+STEADY_MINUTES ?= 10
 bench: setup-bench
 	$(CARGO) build --locked --release --workspace
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
 	target/release/baton-bench scale --json bench/out/scale.json
 	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
-	target/release/baton-bench node-failover --json bench/out/node-failover.json --html bench/out/node-failover.html
+	target/release/baton-bench node-failover --runs 12 --json bench/out/node-failover.json --html bench/out/node-failover.html
+	target/release/baton-bench steady --minutes $(STEADY_MINUTES) --json bench/out/steady.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 
 # A stable compiler will do, without sanitizers: what is fuzzed is without allocation.

@@ -13,7 +13,9 @@ mod report;
 mod run;
 mod scale;
 mod silent_port;
+mod steady;
 mod system;
+mod witness;
 mod xdp_cost;
 
 use clap::Parser;
@@ -26,6 +28,8 @@ enum Command {
     PortFailover(port_failover::Arguments),
     /// What a client loses when a node dies, is cut off or drained: Baton in two profiles, keepalived.
     NodeFailover(node_failover::Arguments),
+    /// Takeovers without a cause, under stress: Baton in two profiles, keepalived beside it.
+    Steady(steady::Arguments),
     /// What a client loses when a port turns silent with carrier; false verdicts under stress; what watching costs.
     SilentPort(silent_port::Arguments),
     /// What grows with the number of addresses, and what must not; what an idle agent costs.
@@ -44,6 +48,7 @@ fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
         Command::NodeFailover(arguments) => node_failover::main(&arguments),
+        Command::Steady(arguments) => steady::main(&arguments),
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),

@@ -1,25 +1,32 @@
 //! `node-failover`: what a client loses when a node dies, is cut off, is drained or gives a virtual server away, and the same with
 //! keepalived.
 //!
-//! Three nodes with etcd on each; the address goes from one to another. A client sends a probe every 200 us; its outage is the
-//! longest time between two successive replies around the fault. The nodes of a system are all up all the time, and get a while to
-//! recover between two runs. keepalived runs on two nodes of a lab of its own.
+//! Three nodes with etcd on each; the address goes from one to another. A client sends a probe every 200 us. A run is over when
+//! another node has announced the address and has answered for a while; the outage is the longest time between two successive
+//! replies from the fault until then. The nodes of a system are all up all the time; the next run begins when all are well again
+//! and all of etcd's members agree on a leader. keepalived runs on two nodes of a lab of its own.
+//!
+//! The floor, for the death of etcd's leader, is etcd alone: from the death until somebody can write.
 
-mod baton;
-mod keepalived;
+pub mod baton;
+mod election;
+pub mod keepalived;
+mod many;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use baton_lab::{Direction, Host, Lab, Probe, Valve, clock};
+use anyhow::{Context, Result, ensure};
+use baton_lab::etcd::Timers;
+use baton_lab::{Direction, Host, Lab, Probe, Valve, Watcher, clock};
 use clap::{Args, ValueEnum};
 
 use crate::html;
 use crate::load::Load;
-use crate::report::{Key, Report, microseconds};
+use crate::report::{Key, Report, Row, microseconds};
+use crate::witness::Witness;
 
 /// The virtual IP.
 pub const VIP: &str = "10.0.0.10";
@@ -27,25 +34,37 @@ pub const VIP: &str = "10.0.0.10";
 pub const ECHO_PORT: u16 = 7777;
 /// See [`crate::node::CLIENT_PRIORITY`].
 pub const CLIENT_PRIORITY: i32 = 10;
+/// Where the client is.
+pub const CLIENT_SEGMENT: &str = "office";
 /// Between two probes.
 const INTERVAL: Duration = Duration::from_micros(200);
 /// Replies after the failover that end the run.
 const REPLIES: usize = 20;
 /// How long a failover may take.
 const LIMIT: Duration = Duration::from_secs(20);
+/// How long the new node is watched: what goes wrong afterwards belongs to the run, too.
+const SETTLE: Duration = Duration::from_millis(150);
+/// A client that did not send for so long, and for a quarter of its outage, has stalled.
+const STALL: Duration = Duration::from_millis(1);
+/// An announcement and the end of the outage that it ends are no further apart.
+const NEAR: Duration = Duration::from_millis(5);
 
 /// What happens to the node that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cause {
-    /// All its links and processes end at once. It does not lead etcd.
+    /// All its links and processes end at once. It leads neither etcd nor the cluster.
     PowerLoss,
+    /// The same, and it is the master.
+    MasterDies,
     /// The same, and it leads etcd.
     LeaderDies,
     /// Its agent is killed for good; the kernel lives.
     AgentKilled,
     /// No frame reaches it, and none leaves it; everything on it lives.
     Unreachable,
-    /// It is drained.
+    /// It is cut off from the other nodes and their etcd, and the client still reaches it.
+    Partition,
+    /// It is drained; keepalived: stopped by its administrator.
     Drain,
     /// An administrator moves the virtual server.
     Move,
@@ -55,18 +74,42 @@ impl Cause {
     fn name(self) -> &'static str {
         match self {
             Cause::PowerLoss => "power_loss",
+            Cause::MasterDies => "master_dies",
             Cause::LeaderDies => "etcd_leader_dies",
             Cause::AgentKilled => "agent_killed",
             Cause::Unreachable => "unreachable",
+            Cause::Partition => "partition",
             Cause::Drain => "drain",
             Cause::Move => "move",
         }
+    }
+
+    /// A run that takes longer is told of, step by step.
+    fn slow_from(self, kind: Kind) -> Duration {
+        Duration::from_millis(match self {
+            _ if kind == Kind::Keepalived => 5000,
+            Cause::PowerLoss
+            | Cause::MasterDies
+            | Cause::AgentKilled
+            | Cause::Unreachable
+            | Cause::Partition => {
+                if kind == Kind::Baton {
+                    80
+                } else {
+                    40
+                }
+            }
+            Cause::LeaderDies => 400,
+            Cause::Drain | Cause::Move => 20,
+        })
     }
 }
 
 /// A system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
+    /// etcd alone.
+    Floor,
     /// Probes every 10 ms, a lease of 50 ms.
     Baton,
     /// Probes every 2 ms, a lease of 10 ms.
@@ -82,6 +125,7 @@ impl Kind {
     /// As in the rows.
     pub fn name(self) -> &'static str {
         match self {
+            Kind::Floor => "floor",
             Kind::Baton => "baton",
             Kind::BatonFast => "baton_fast",
             Kind::KeepalivedFast => "keepalived_10ms",
@@ -89,12 +133,22 @@ impl Kind {
         }
     }
 
-    fn start(self) -> Result<Box<dyn System>> {
+    /// Probe interval and lease of Baton's profiles.
+    pub fn profile(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Kind::Baton => Some(("10ms", "50ms")),
+            Kind::BatonFast => Some(("2ms", "10ms")),
+            Kind::Floor | Kind::KeepalivedFast | Kind::Keepalived => None,
+        }
+    }
+
+    /// `None`: it does not serve an address.
+    fn start(self, timers: Timers) -> Result<Option<Box<dyn System>>> {
         Ok(match self {
-            Kind::Baton => Box::new(baton::Baton::start("10ms", "50ms")?),
-            Kind::BatonFast => Box::new(baton::Baton::start("2ms", "10ms")?),
-            Kind::KeepalivedFast => Box::new(keepalived::Keepalived::start("0.01")?),
-            Kind::Keepalived => Box::new(keepalived::Keepalived::start("1")?),
+            Kind::Floor => None,
+            Kind::Baton | Kind::BatonFast => Some(Box::new(baton::Baton::start(self, timers)?)),
+            Kind::KeepalivedFast => Some(Box::new(keepalived::Keepalived::start("0.01")?)),
+            Kind::Keepalived => Some(Box::new(keepalived::Keepalived::start("1")?)),
         })
     }
 }
@@ -104,7 +158,7 @@ pub trait System {
     /// Its lab.
     fn lab(&self) -> &Lab;
 
-    /// Does the cause make sense here?
+    /// Can an outage by this cause be measured here?
     fn has(&self, cause: Cause) -> bool;
 
     /// Brings the address where the cause can happen to it, and waits until all is well. Returns the node.
@@ -116,9 +170,27 @@ pub trait System {
     /// Mends it.
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()>;
 
-    /// The times that a write to etcd takes, where there is one.
+    /// How long writes to etcd take now, where there is one.
     fn puts(&mut self) -> Result<Vec<Duration>> {
         Ok(Vec::new())
+    }
+
+    /// Counts the elections that etcd has held, where there is one and its members agree, but for that of one node.
+    fn term(&self, without: &str) -> Option<u64> {
+        let _ = without;
+        None
+    }
+
+    /// What the nodes did since `at`.
+    fn story(&self, at: Duration) -> String {
+        let _ = at;
+        String::new()
+    }
+
+    /// Causes after which two nodes answer: there is no outage to measure. Returns how many do.
+    fn answering(&mut self, cause: Cause) -> Result<Option<usize>> {
+        let _ = cause;
+        Ok(None)
     }
 
     /// What to show when a run failed.
@@ -132,18 +204,24 @@ pub struct Arguments {
     #[arg(long, default_value_t = 30)]
     runs: usize,
     /// Systems, with commas between them.
-    #[arg(long, value_delimiter = ',', default_value = "baton,baton-fast,keepalived-10ms,keepalived")]
+    #[arg(long, value_delimiter = ',', default_value = "floor,baton,baton-fast,keepalived-10ms,keepalived")]
     systems: Vec<Kind>,
     /// Scenarios, with commas between them.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "power-loss,leader-dies,agent-killed,unreachable,drain,move"
+        default_value = "power-loss,master-dies,leader-dies,agent-killed,unreachable,partition,drain,move"
     )]
     scenarios: Vec<Cause>,
     /// Loads, with commas between them.
     #[arg(long, value_delimiter = ',', default_value = "idle,busy")]
     load: Vec<Load>,
+    /// Runs with 100 virtual servers on the node that dies, for each profile and load; 0: none.
+    #[arg(long, default_value_t = 10)]
+    many: usize,
+    /// Nice value of etcd's processes.
+    #[arg(long, default_value_t = -20, allow_negative_numbers = true)]
+    etcd_nice: i32,
     /// Write the rows to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -152,55 +230,48 @@ pub struct Arguments {
     html: Option<PathBuf>,
 }
 
+/// What has been found.
+struct Findings {
+    report: Report,
+    /// Rows of other units.
+    rows: Vec<Row>,
+    remarks: Vec<String>,
+}
+
+impl Findings {
+    fn record(
+        &mut self,
+        kind: Kind,
+        load: Load,
+        scenario: &str,
+        metric: &str,
+        value: Duration,
+    ) -> Result<()> {
+        let (scenario, metric) = (scenario.to_owned(), metric.to_owned());
+        self.report.record(Key { scenario, load: load.name(), metric, system: kind.name() }, value)
+    }
+}
+
 /// Measures and reports.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let mut report = Report::new("node-failover");
-    let mut remarks = Vec::new();
+    let timers = Timers { nice: arguments.etcd_nice, ..Timers::default() };
+    let mut findings =
+        Findings { report: Report::new("node-failover"), rows: Vec::new(), remarks: Vec::new() };
+    let witness = Witness::start()?;
     for &kind in &arguments.systems {
-        let mut system = kind.start().with_context(|| format!("start {}", kind.name()))?;
-        for &load in &arguments.load {
-            let spinners = load.start(system.lab().host("client")?)?;
-            let key = |scenario: &str, metric: &str| Key {
-                scenario: scenario.to_owned(),
-                load: load.name(),
-                metric: metric.to_owned(),
-                system: kind.name(),
-            };
-            for put in system.puts()? {
-                report.record(key("etcd", "etcd_put"), put)?;
-            }
-            for &cause in &arguments.scenarios {
-                if !system.has(cause) {
-                    continue;
-                }
-                let mut failed = 0;
-                for run in 0..arguments.runs {
-                    match measure(&mut *system, cause) {
-                        Ok(outage) => report.record(key(cause.name(), "client_outage"), outage)?,
-                        Err(error) => {
-                            failed += 1;
-                            eprintln!("{} {} run {run}: {error:#}", kind.name(), cause.name());
-                        }
-                    }
-                }
-                if failed > 0 {
-                    remarks.push(format!(
-                        "FAILED: {}, {}, {}: {failed} of {} runs",
-                        kind.name(),
-                        cause.name(),
-                        load.name(),
-                        arguments.runs
-                    ));
-                }
-            }
-            drop(spinners);
+        // What has been found of the others is worth being shown.
+        if let Err(error) = measure(kind, timers, arguments, &witness, &mut findings) {
+            eprintln!("FAILED: {}: {error:#}", kind.name());
+            findings.remarks.push(format!("FAILED: {}: see above; what follows it is missing", kind.name()));
         }
     }
+    let Findings { report, rows: more, mut remarks } = findings;
     remarks.extend(judge(&report));
     println!("{}", report.table());
     remarks.iter().for_each(|remark| println!("{remark}"));
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report.rows()).context("encode the rows")?;
+        let rows: Vec<Row> = report.rows().into_iter().chain(more).collect();
+        let text = serde_json::to_string_pretty(&rows).context("encode the rows")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(path) = &arguments.html {
@@ -210,44 +281,179 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn measure(system: &mut dyn System, cause: Cause) -> Result<Duration> {
-    let node = system.prepare(cause)?;
-    let target: SocketAddr = (VIP.parse::<std::net::Ipv4Addr>()?, ECHO_PORT).into();
-    let probe = Probe::start(system.lab().host("client")?, target, INTERVAL, Some(CLIENT_PRIORITY))?;
-    let steady = probe.wait_for_replies(REPLIES, Duration::ZERO, LIMIT);
-    steady.with_context(|| format!("before {} of {node}\n{}", cause.name(), system.complaint()))?;
-    let at = clock::now();
-    system.strike(cause, &node)?;
-    // Until it has gone, replies may still come from the old one: wait for a silence to end, or for the move to be done.
-    std::thread::sleep(Duration::from_millis(20));
-    let done = clock::now();
-    let mut outcome = Ok(());
-    let mut since = done;
-    // The longest gap is over when replies come again after all that the fault can do.
-    for _ in 0..2 {
-        outcome = probe.wait_for_replies(REPLIES, since, LIMIT);
-        if outcome.is_err() {
-            break;
+/// Everything of one system.
+fn measure(
+    kind: Kind,
+    timers: Timers,
+    arguments: &Arguments,
+    witness: &Witness,
+    findings: &mut Findings,
+) -> Result<()> {
+    match kind.start(timers)? {
+        Some(mut system) => {
+            for &load in &arguments.load {
+                let _spinners = load.start(system.lab().host("client")?)?;
+                for &cause in &arguments.scenarios {
+                    let case = Case { kind, load, cause };
+                    case.measure(&mut *system, arguments.runs, witness, findings)?;
+                }
+            }
         }
-        std::thread::sleep(settle(cause));
-        since = clock::now();
+        None if arguments.scenarios.contains(&Cause::LeaderDies) => {
+            election::measure(timers, arguments, findings)?;
+        }
+        None => {}
     }
-    let outcome =
-        outcome.with_context(|| format!("after {} of {node}\n{}", cause.name(), system.complaint()));
-    let result = probe.stop();
-    system.mend(cause, &node)?;
-    outcome?;
-    Ok(result.longest_gap(at, clock::now()).context("no replies around the fault")?.length())
+    if arguments.many > 0 && kind.profile().is_some() {
+        many::measure(kind, timers, arguments, findings)?;
+    }
+    Ok(())
 }
 
-/// How long the address may still be served after the cause.
-fn settle(cause: Cause) -> Duration {
-    match cause {
-        Cause::AgentKilled => Duration::from_millis(2600), // the agent's grace, and the takeover
-        Cause::PowerLoss | Cause::LeaderDies | Cause::Unreachable | Cause::Drain | Cause::Move => {
-            Duration::from_millis(150)
-        }
+/// A cause, to a system, under a load.
+#[derive(Clone, Copy)]
+struct Case {
+    kind: Kind,
+    load: Load,
+    cause: Cause,
+}
+
+/// What one run measured.
+struct Sample {
+    outage: Duration,
+    /// From the fault to the first announcement by another node.
+    announced: Duration,
+    /// etcd held an election meanwhile.
+    elected: bool,
+    /// The client itself did not send for a good part of it: that says nothing of the system.
+    stalled: bool,
+}
+
+impl Case {
+    fn name(self) -> String {
+        format!("{}, {}, {}", self.kind.name(), self.cause.name(), self.load.name())
     }
+
+    /// All runs.
+    fn measure(
+        self,
+        system: &mut dyn System,
+        runs: usize,
+        witness: &Witness,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let Case { kind, load, cause } = self;
+        if !system.has(cause) {
+            if load == Load::Idle
+                && let Some(nodes) = system.answering(cause)?
+            {
+                findings.remarks.push(format!("{}: {nodes} nodes answer for the address", self.name()));
+                let mut values = [nodes as f64];
+                let row = |v: &mut [f64]| {
+                    Row::of("node-failover", kind.name(), cause.name(), "answering_nodes", "count", v)
+                };
+                findings.rows.push(row(&mut values));
+            }
+            return Ok(());
+        }
+        let (mut failed, mut stalled) = (0, 0);
+        let mut elections = Vec::new();
+        let mut run = 0;
+        while run < runs {
+            run += 1;
+            if cause == Cause::Move {
+                for put in system.puts()? {
+                    findings.record(kind, load, "etcd", "etcd_put", put)?;
+                }
+            }
+            match self.run(system, witness) {
+                Ok(sample) if sample.stalled => {
+                    findings.record(kind, load, cause.name(), "client_outage_stalled", sample.outage)?;
+                    stalled += 1;
+                    run -= usize::from(stalled <= runs); // once more
+                }
+                Ok(sample) => {
+                    findings.record(kind, load, cause.name(), "client_outage", sample.outage)?;
+                    findings.record(kind, load, cause.name(), "announced", sample.announced)?;
+                    if sample.elected && cause != Cause::LeaderDies {
+                        elections.push(sample.outage);
+                    }
+                }
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("FAILED: {}, run {run}: {error:#}", self.name());
+                }
+            }
+        }
+        if failed > 0 {
+            findings.remarks.push(format!("FAILED: {}: {failed} of {runs} runs", self.name()));
+        }
+        if !elections.is_empty() {
+            let (name, count) = (self.name(), elections.len());
+            findings.remarks.push(format!(
+                "{name}: in {count} of {runs} runs etcd elected, though its leader was well: {elections:.1?}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn run(self, system: &mut dyn System, witness: &Witness) -> Result<Sample> {
+        let Case { cause, .. } = self;
+        let node = system.prepare(cause)?;
+        let before = system.term(&node);
+        let target: SocketAddr = (VIP.parse::<std::net::Ipv4Addr>()?, ECHO_PORT).into();
+        let client = system.lab().host("client")?;
+        let others = system.lab().ports().filter(|p| {
+            p.segment() == CLIENT_SEGMENT && ![node.as_str(), client.name()].contains(&p.host().name())
+        });
+        let watcher = Watcher::claims(others)?;
+        let probe = Probe::start(client, target, INTERVAL, Some(CLIENT_PRIORITY))?;
+        let steady = probe.wait_for_replies(REPLIES, Duration::ZERO, LIMIT);
+        steady.with_context(|| format!("before {} of {node}\n{}", cause.name(), system.complaint()))?;
+        let at = clock::now();
+        system.strike(cause, &node)?;
+        let seen = observe(system.lab(), &watcher, &probe, at)
+            .with_context(|| format!("after {} of {node}\n{}", cause.name(), system.complaint()));
+        let result = probe.stop();
+        let end = clock::now();
+        if let Ok(announced) = &seen
+            && let Some(gap) = result.longest_gap(at, end)
+            && gap.length() >= cause.slow_from(self.kind)
+        {
+            let (stall, own) = (witness.longest(at, gap.to), result.pause_at_ends(&gap));
+            eprintln!(
+                "SLOW: {} of {node}: {:.1?} without a reply, from {:.1?} to {:.1?} after it; announced after {:.1?}; \
+                 etcd's term {before:?} to {:?}; the machine stalled for {stall:.1?}, the client paused for {own:.1?}{}",
+                self.name(),
+                gap.length(),
+                gap.from.saturating_sub(at),
+                gap.to - at,
+                *announced - at,
+                system.term(&node),
+                system.story(at)
+            );
+        }
+        let after = system.term(&node);
+        system.mend(cause, &node)?;
+        let announced = seen?;
+        let gap = result.longest_gap(at, end).context("no replies around the fault")?;
+        let stalled = result.pause_at_ends(&gap) > STALL.max(gap.length() / 4);
+        let around = gap.from <= announced + NEAR && gap.to + NEAR >= announced;
+        ensure!(around || stalled, "the longest silence, {gap:?}, is not at the announcement, {announced:?}");
+        Ok(Sample { outage: gap.length(), announced: announced - at, elected: before != after, stalled })
+    }
+}
+
+/// Waits until another node has announced the address and serves; returns when it announced it.
+fn observe(lab: &Lab, watcher: &Watcher, probe: &Probe, at: Duration) -> Result<Duration> {
+    let address: IpAddr = VIP.parse()?;
+    let announced = watcher.wait_for_announcement(address, at, LIMIT)?.at;
+    probe.wait_for_replies(REPLIES, announced, LIMIT)?;
+    std::thread::sleep(SETTLE);
+    probe.wait_for_replies(REPLIES, clock::now(), LIMIT)?;
+    let holders = lab.port("client", "p0")?.holders(address, Duration::from_millis(20))?;
+    ensure!(holders.len() == 1, "{} nodes answer: {holders:?}", holders.len());
+    Ok(announced)
 }
 
 /// Valves on every port of a node, open.
@@ -285,6 +491,25 @@ fn judge(report: &Report) -> Vec<String> {
             let put = quantile(system, "etcd", load, "etcd_put", 0.5);
             let name = format!("{system}, move, p50");
             compare(&name, outage(system, "move", 0.5), put.map(|p| 2.0 * p + 2000.0));
+            let name = format!("{system}, 100 servers, from the verdict, max");
+            let back = quantile(system, many::SCENARIO, load, "back_after_verdict", 1.0);
+            compare(&name, back, Some(250_000.0));
+        }
+        for system in ["baton", "baton_fast"] {
+            for (word, q) in [("p50", 0.5), ("p90", 0.9)] {
+                let floor = quantile("floor", "etcd_leader_dies", load, "etcd_election", q);
+                let ours = outage(system, "etcd_leader_dies", q);
+                if let (Some(floor), Some(ours)) = (floor, ours) {
+                    let more = ours - floor;
+                    // The tenth is what two samples of random election times differ by; then the take itself.
+                    let verdict = if more <= floor / 10.0 + 2000.0 { "reached" } else { "MISSED" };
+                    remarks.push(format!(
+                        "{verdict}: {load}: {system}, etcd's leader dies, {word}: {ours:.0} us, {more:.0} more than etcd's own \
+                         election (at most {:.0})",
+                        floor / 10.0 + 2000.0
+                    ));
+                }
+            }
         }
     }
     remarks

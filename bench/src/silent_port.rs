@@ -9,7 +9,6 @@
 
 mod cost;
 mod stress;
-mod witness;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +24,7 @@ use serde_json::Value;
 
 use crate::report::Row;
 use crate::run::Phase;
-use witness::Witness;
+use crate::witness::Witness;
 
 const SUBNET: &str = "10.77.0.0/16";
 const CLIENT: &str = "10.77.0.100";

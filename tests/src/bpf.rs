@@ -38,6 +38,8 @@ pub(crate) enum Loss {
     From(Mac),
     /// All, while the only value of this array is not zero.
     While(RawFd),
+    /// Those with this Ethernet source, while the only value of this array is not zero.
+    FromWhile(Mac, RawFd),
 }
 
 /// Attaches a program that drops at interface `index` until the link is closed.
@@ -77,6 +79,18 @@ const fn give(verdict: i32) -> [u64; 2] {
     [op(0xb7, 0, 0, verdict), op(0x95, 0, 0, 0)]
 }
 
+/// Jumps to the second verdict unless the frame has this source. The packet is in r1.
+const fn other_source(Mac([a, b, c, d, e, f]): Mac) -> [u64; 5] {
+    let (high, low) = (i32::from_be_bytes([a, b, c, d]), i32::from_be_bytes([0, 0, e, f]));
+    [
+        op(0xbf, 0x16, 0, 0), // r6 = r1, where the loads look for the packet
+        op(0x20, 0, 0, 6),    // r0 = four bytes at 6, in host order
+        op(0x56, 0, 4, high), // if (u32)r0 != high: second
+        op(0x28, 0, 0, 10),   // r0 = two bytes at 10
+        op(0x56, 0, 2, low),  // if (u32)r0 != low: second
+    ]
+}
+
 fn program(loss: Loss) -> Vec<u64> {
     const GET_PRANDOM_U32: i32 = 7;
     // What decides jumps over the first of two verdicts that follow it.
@@ -89,16 +103,17 @@ fn program(loss: Loss) -> Vec<u64> {
             let conditional = op(0xa6, 0, 2, limit.cast_signed());
             (vec![op(0x85, 0, 0, GET_PRANDOM_U32), conditional], TCX_NEXT, TCX_DROP)
         }
-        Loss::From(Mac([a, b, c, d, e, f])) => {
-            let (high, low) = (i32::from_be_bytes([a, b, c, d]), i32::from(u16::from_be_bytes([e, f])));
-            let other = vec![
-                op(0xbf, 0x16, 0, 0), // r6 = r1, where the loads look for the packet
-                op(0x20, 0, 0, 6),    // r0 = four bytes at 6, in host order
-                op(0x56, 0, 4, high), // if (u32)r0 != high: second
-                op(0x28, 0, 0, 10),   // r0 = two bytes at 10
-                op(0x56, 0, 2, low),  // if (u32)r0 != low: second
+        Loss::From(mac) => (other_source(mac).to_vec(), TCX_DROP, TCX_NEXT),
+        Loss::FromWhile(mac, array) => {
+            let set = [
+                op(0xbf, 0x17, 0, 0),     // r7 = r1
+                op(0x18, 0x21, 0, array), // r1 = the array's value
+                0,
+                op(0x61, 0x10, 0, 0), // r0 = what it holds
+                op(0x16, 0, 8, 0),    // if (u32)r0 == 0: second
+                op(0xbf, 0x71, 0, 0), // r1 = r7
             ];
-            (other, TCX_DROP, TCX_NEXT)
+            ([&set[..], &other_source(mac)].concat(), TCX_DROP, TCX_NEXT)
         }
         Loss::While(array) => {
             let set = vec![

@@ -13,18 +13,20 @@ const DATA: &str = "/run/baton-lab/etcd";
 const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
 
-/// The timers of etcd.
+/// The timers of etcd, and its share of the processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// Milliseconds between two heartbeats of the leader.
     pub heartbeat: u32,
     /// Milliseconds without one after which a new leader is elected.
     pub election: u32,
+    /// Its processes' nice value: below 0, it runs before ordinary work.
+    pub nice: i32,
 }
 
 impl Default for Timers {
     fn default() -> Self {
-        Timers { heartbeat: 10, election: 100 }
+        Timers { heartbeat: 10, election: 100, nice: 0 }
     }
 }
 
@@ -40,6 +42,27 @@ struct Member {
     host: Host,
     address: String,
     process: Option<Process>,
+}
+
+/// What a member says of itself; `None`: nothing.
+fn view(member: &Member) -> Result<Option<View>, LabError> {
+    let endpoint = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
+    let output = member.host.run("etcdctl", [endpoint.as_str(), "endpoint", "status", "-w", "json"])?;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let status = &status[0]["Status"];
+    let number = |value: &serde_json::Value| value.as_u64();
+    let id = number(&status["header"]["member_id"]);
+    let term = number(&status["raftTerm"]);
+    Ok(id.zip(term).map(|(id, term)| View { id, term, leader: number(&status["leader"]).unwrap_or(0) }))
+}
+
+/// A member's view of the cluster.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    id: u64,
+    term: u64,
+    /// 0: none.
+    leader: u64,
 }
 
 impl Etcd {
@@ -66,7 +89,8 @@ impl Etcd {
             self.members.iter().map(|m| format!("{}=http://{}:{PEERS}", m.host.name(), m.address)).collect();
         let member = &self.members[index];
         let (name, address) = (member.host.name(), &member.address);
-        let mut command = Command::new("etcd");
+        let mut command = Command::new("nice");
+        command.args(["-n", &self.timers.nice.to_string(), "etcd"]);
         command.args(["--name", name, "--data-dir", DATA, "--log-level", "warn", "--logger", "zap"]);
         command
             .arg("--listen-client-urls")
@@ -118,17 +142,56 @@ impl Etcd {
     /// When no member says so.
     pub fn leader(&self) -> Result<String, LabError> {
         for member in self.members.iter().filter(|m| m.process.is_some()) {
-            let endpoint = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
-            let output =
-                member.host.run("etcdctl", [endpoint.as_str(), "endpoint", "status", "-w", "json"])?;
-            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let status = &status[0]["Status"];
-            let leads = &status["leader"];
-            if !leads.is_null() && *leads == status["header"]["member_id"] {
+            if let Some(view) = view(member)?
+                && view.leader == view.id
+            {
                 return Ok(member.host.name().to_owned());
             }
         }
         Err(LabError::Unknown { lab: "etcd".to_owned(), what: "a leader".to_owned() })
+    }
+
+    /// The term that all running members are in, but for the one in this host, where they agree on a leader: each election
+    /// begins another one.
+    ///
+    /// # Errors
+    /// When they don't agree, or one of them does not answer.
+    pub fn term(&self, without: Option<&str>) -> Result<u64, LabError> {
+        let unknown = |what: &str| LabError::Unknown { lab: "etcd".to_owned(), what: what.to_owned() };
+        let mut views = Vec::new();
+        let counts = |m: &&Member| m.process.is_some() && without != Some(m.host.name());
+        for member in self.members.iter().filter(counts) {
+            views.push(view(member)?.ok_or_else(|| unknown("a member that answers"))?);
+        }
+        let first = views.first().ok_or_else(|| unknown("members"))?;
+        if first.leader == 0 || views.iter().any(|v| (v.leader, v.term) != (first.leader, first.term)) {
+            return Err(unknown("a leader that all agree on"));
+        }
+        Ok(first.term)
+    }
+
+    /// Makes the member in this host lead.
+    ///
+    /// # Errors
+    /// When etcd refuses, or has no leader.
+    pub fn move_leader(&self, to: &str) -> Result<(), LabError> {
+        let unknown = || LabError::Unknown { lab: "etcd".to_owned(), what: format!("member {to}") };
+        let find = |name: &str| self.members.iter().find(|m| m.host.name() == name).ok_or_else(unknown);
+        let target = view(find(to)?)?.ok_or_else(unknown)?.id;
+        let leader = find(&self.leader()?)?;
+        let endpoint = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
+        let output = leader.host.run("etcdctl", [&endpoint, "move-leader", &format!("{target:x}")])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(LabError::System { what: format!("make {to} lead etcd"), source: std::io::Error::other(text) })
+    }
+
+    /// What the members have logged since they were last started.
+    pub fn logs(&self) -> String {
+        let running = self.members.iter().filter_map(|m| Some((m.host.name(), m.process.as_ref()?)));
+        running.map(|(name, process)| format!("\n--- etcd on {name}\n{}", process.stderr())).collect()
     }
 
     /// The member in this host.

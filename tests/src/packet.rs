@@ -57,6 +57,7 @@ impl PacketSocket {
     pub fn open_claims(index: u32) -> io::Result<PacketSocket> {
         let socket = Self::unbound()?;
         filter_claims(&socket)?;
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         bind(&socket, index, libc::ETH_P_ALL as u16)?;
         Ok(PacketSocket { socket })

@@ -136,6 +136,11 @@ impl Watcher {
         self.frames().iter().filter_map(|frame| answer(frame, address)).collect()
     }
 
+    /// What `frame`, if a host sent it, states about `address`.
+    pub fn answer(frame: &Frame, address: IpAddr) -> Option<Answer> {
+        answer(frame, address)
+    }
+
     /// The announcements of `address` that were sent at `since` or later, oldest first.
     pub fn announcements(&self, address: IpAddr, since: Duration) -> Vec<Answer> {
         let mut answers = self.answers(address);

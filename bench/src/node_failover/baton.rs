@@ -1,46 +1,141 @@
 //! Three nodes with Baton.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use baton_lab::cluster::{Cluster, ClusterSpec};
-use baton_lab::{Echo, Lab, Valve};
+use baton_lab::etcd::Timers;
+use baton_lab::{Echo, Lab, Valve, clock};
+use serde_json::Value;
 
-use super::{Cause, System, VIP, echo, valves};
+use super::{Cause, Kind, System, VIP, echo, valves};
 
-/// Writes to etcd that are timed.
-const PUTS: usize = 50;
-/// From the return of a node until the next run: it must have its lease, and etcd its member.
-const REST: Duration = Duration::from_millis(700);
+/// The nodes.
+pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// Writes to etcd that are timed before a move, and the time between two: as rare as those of a move.
+const PUTS: usize = 5;
+const PUT_EVERY: Duration = Duration::from_millis(10);
+/// From the time when all are well until the next fault.
+const REST: Duration = Duration::from_millis(300);
+/// Within which all are well again.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The cluster.
 pub struct Baton {
     cluster: Cluster,
     valves: BTreeMap<String, Vec<Valve>>,
+    /// Between each node and the other ones.
+    partitions: BTreeMap<String, Valve>,
     _echoes: Vec<Echo>,
 }
 
+/// A cluster of this profile with these virtual servers.
+pub fn cluster(kind: Kind, timers: Timers, servers: &[(String, String)]) -> Result<Cluster> {
+    let (probe_interval, lease) = kind.profile().context("no profile of Baton")?;
+    let mut spec = ClusterSpec::new();
+    for (name, address) in servers {
+        spec = spec.server(name, &[&format!("{address}/24")], "");
+    }
+    spec.timing =
+        format!("probe_interval = \"{probe_interval}\"\nlease = \"{lease}\"\nhold_down = \"50ms\"\n");
+    spec.timers = timers;
+    Ok(Cluster::start("node-failover", spec)?)
+}
+
+/// Waits until every node sees every other one as up, and etcd's members agree on a leader.
+pub fn wait_well(cluster: &Cluster) -> Result<()> {
+    let end = clock::now() + PATIENCE;
+    loop {
+        let well = cluster.etcd.wait_healthy(PATIENCE).is_ok()
+            && cluster.etcd.term(None).is_ok()
+            && NODES.into_iter().all(|node| sees_all(cluster, node).unwrap_or(false));
+        if well {
+            return Ok(());
+        }
+        if clock::now() >= end {
+            bail!("not all are well after {PATIENCE:?}{}{}", cluster.etcd.logs(), cluster.logs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn sees_all(cluster: &Cluster, node: &str) -> Result<bool> {
+    let status = cluster.agent(node)?.status()?;
+    let nodes = status["nodes"].as_array().context("no nodes in the status")?;
+    let up = nodes.iter().filter(|n| n["state"] == "up").count();
+    Ok(up == NODES.len() && status["quorum"] == true)
+}
+
+/// A node's master.
+fn master(cluster: &Cluster) -> Result<String> {
+    let status = cluster.agent(NODES[0])?.status()?;
+    Ok(status["master"].as_str().context("no master")?.to_owned())
+}
+
+/// What the agents noted since `at`, in the order of time; also what those noted that were killed since.
+pub fn events_since(cluster: &Cluster, at: Duration) -> Result<Vec<(Duration, String, Value)>> {
+    let mut all = Vec::new();
+    for (node, agent) in &cluster.agents {
+        for event in agent.events()? {
+            let time = Duration::from_nanos(event["at"].as_u64().context("an event without a time")?);
+            if time >= at {
+                all.push((time, node.clone(), event));
+            }
+        }
+    }
+    all.sort_by_key(|(time, ..)| *time);
+    Ok(all)
+}
+
+/// Everything on the node ends at once.
+pub fn power_off(cluster: &mut Cluster, valves: &[Valve], node: &str) -> Result<()> {
+    valves.iter().try_for_each(|valve| valve.close().map(drop))?;
+    cluster.agent_mut(node)?.kill()?;
+    Ok(cluster.etcd.kill(node)?)
+}
+
+/// It starts again.
+pub fn power_on(cluster: &mut Cluster, valves: &[Valve], node: &str) -> Result<()> {
+    valves.iter().try_for_each(Valve::open)?;
+    cluster.etcd.start_again(node)?;
+    Ok(cluster.agent_mut(node)?.start_again()?)
+}
+
 impl Baton {
-    /// Starts it with these times.
-    pub fn start(probe_interval: &str, lease: &str) -> Result<Baton> {
-        let mut spec = ClusterSpec::new().server("bench", &[&format!("{VIP}/24")], "");
-        spec.timing =
-            format!("probe_interval = \"{probe_interval}\"\nlease = \"{lease}\"\nhold_down = \"50ms\"\n");
-        let cluster = Cluster::start("node-failover", spec)?;
-        let nodes = ["n1", "n2", "n3"];
-        let valves = nodes.map(|n| Ok((n.to_owned(), valves(&cluster.lab, n)?)));
-        let valves = valves.into_iter().collect::<Result<_>>()?;
-        let echoes = nodes.map(|n| echo(cluster.lab.host(n)?)).into_iter().collect::<Result<_>>()?;
-        Ok(Baton { cluster, valves, _echoes: echoes })
+    /// Starts it with this profile.
+    pub fn start(kind: Kind, timers: Timers) -> Result<Baton> {
+        let cluster = cluster(kind, timers, &[("bench".to_owned(), VIP.to_owned())])?;
+        let all = NODES.map(|n| Ok((n.to_owned(), valves(&cluster.lab, n)?)));
+        let valves = all.into_iter().collect::<Result<_>>()?;
+        let between = NODES.map(|n| {
+            let others: Vec<&str> = NODES.into_iter().filter(|o| *o != n).collect();
+            Ok((n.to_owned(), cluster.lab.valve_between(n, &others)?))
+        });
+        let partitions = between.into_iter().collect::<Result<_>>()?;
+        let echoes = NODES.map(|n| echo(cluster.lab.host(n)?)).into_iter().collect::<Result<_>>()?;
+        Ok(Baton { cluster, valves, partitions, _echoes: echoes })
     }
 
     fn holder(&self) -> Result<String> {
         Ok(self.cluster.wait_held(VIP.parse()?, |_| true)?)
     }
 
-    fn shut(&self, node: &str) -> Result<()> {
-        Ok(self.valves[node].iter().try_for_each(|valve| valve.close().map(drop))?)
+    /// The node that the cause is to happen to.
+    fn victim(&self, cause: Cause) -> Result<&'static str> {
+        let (leader, master) = (self.cluster.etcd.leader()?, master(&self.cluster)?);
+        let fits = |n: &&str| match cause {
+            Cause::LeaderDies => *n == leader,
+            Cause::MasterDies => *n == master,
+            Cause::PowerLoss
+            | Cause::AgentKilled
+            | Cause::Unreachable
+            | Cause::Partition
+            | Cause::Drain
+            | Cause::Move => *n != leader && *n != master,
+        };
+        NODES.into_iter().find(fits).context("no node fits")
     }
 }
 
@@ -54,41 +149,34 @@ impl System for Baton {
     }
 
     fn prepare(&mut self, cause: Cause) -> Result<String> {
-        self.cluster.etcd.wait_healthy(Duration::from_secs(20))?;
-        let holder = self.holder()?;
-        let mut leader = self.cluster.etcd.leader();
-        for _ in 0..20 {
-            if leader.is_ok() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(100)); // it is just being elected
-            leader = self.cluster.etcd.leader();
+        wait_well(&self.cluster)?;
+        let (leader, master) = (self.cluster.etcd.leader()?, master(&self.cluster)?);
+        if leader == master && matches!(cause, Cause::LeaderDies | Cause::MasterDies) {
+            let other = NODES.into_iter().find(|n| *n != master).context("no other node")?;
+            self.cluster.etcd.move_leader(other)?;
+            wait_well(&self.cluster)?;
         }
-        let leader = leader?;
-        let wants_leader = cause == Cause::LeaderDies;
-        if (holder == leader) == wants_leader {
-            return Ok(holder);
+        let to = self.victim(cause)?;
+        if self.holder()? != to {
+            self.cluster.done(to, &["move", "bench", "--to", to])?;
+            self.cluster.wait_held(VIP.parse()?, |node| node == to)?;
         }
-        let to = ["n1", "n2", "n3"].into_iter().find(|n| (*n == leader) == wants_leader);
-        let to = to.context("no node")?;
-        self.cluster.done(to, &["move", "bench", "--to", to])?;
-        self.cluster.wait_held(VIP.parse()?, |node| node == to)?;
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(REST);
+        ensure!(self.victim(cause)? == to, "etcd's leader, or the master, has changed meanwhile");
         Ok(to.to_owned())
     }
 
     fn strike(&mut self, cause: Cause, node: &str) -> Result<()> {
         match cause {
-            Cause::PowerLoss | Cause::LeaderDies => {
-                self.shut(node)?;
-                self.cluster.agent_mut(node)?.kill()?;
-                self.cluster.etcd.kill(node)?;
+            Cause::PowerLoss | Cause::MasterDies | Cause::LeaderDies => {
+                power_off(&mut self.cluster, &self.valves[node], node)?;
             }
-            Cause::Unreachable => self.shut(node)?,
+            Cause::Unreachable => self.valves[node].iter().try_for_each(|valve| valve.close().map(drop))?,
+            Cause::Partition => _ = self.partitions[node].close()?,
             Cause::AgentKilled => _ = self.cluster.agent_mut(node)?.kill()?,
             Cause::Drain => _ = self.cluster.done(node, &["drain", node])?,
             Cause::Move => {
-                let to = ["n1", "n2", "n3"].into_iter().find(|n| *n != node).context("no other node")?;
+                let to = NODES.into_iter().find(|n| *n != node).context("no other node")?;
                 self.cluster.done(node, &["move", "bench", "--to", to])?;
             }
         }
@@ -96,23 +184,40 @@ impl System for Baton {
     }
 
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()> {
-        self.valves[node].iter().try_for_each(Valve::open)?;
         match cause {
-            Cause::PowerLoss | Cause::LeaderDies => {
-                self.cluster.etcd.start_again(node)?;
-                self.cluster.agent_mut(node)?.start_again()?;
+            Cause::PowerLoss | Cause::MasterDies | Cause::LeaderDies => {
+                power_on(&mut self.cluster, &self.valves[node], node)?;
             }
+            Cause::Unreachable => self.valves[node].iter().try_for_each(Valve::open)?,
+            Cause::Partition => self.partitions[node].open()?,
             Cause::AgentKilled => self.cluster.agent_mut(node)?.start_again()?,
             Cause::Drain => _ = self.cluster.done(node, &["resume", node])?,
-            Cause::Unreachable | Cause::Move => {}
+            Cause::Move => {}
         }
-        std::thread::sleep(REST);
         Ok(())
     }
 
     fn puts(&mut self) -> Result<Vec<Duration>> {
         let endpoints = self.cluster.etcd.endpoints("n1");
         self.cluster.lab.host("n1")?.enter(|| puts(&endpoints[..1]))?
+    }
+
+    fn term(&self, without: &str) -> Option<u64> {
+        self.cluster.etcd.term(Some(without)).ok()
+    }
+
+    fn story(&self, at: Duration) -> String {
+        let mut text = String::new();
+        for (time, node, event) in events_since(&self.cluster, at).unwrap_or_default() {
+            // Writing to a String can't fail.
+            let _ = write!(text, "\n  {:9.3} ms {node}: {event}", (time - at).as_secs_f64() * 1e3);
+        }
+        for (node, agent) in &self.cluster.agents {
+            let log = agent.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let _ = write!(text, "\n--- {node}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        text + &self.cluster.etcd.logs()
     }
 
     fn complaint(&self) -> String {
@@ -125,8 +230,10 @@ fn puts(endpoints: &[String]) -> Result<Vec<Duration>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut client = etcd_client::Client::connect(endpoints, None).await?;
+        client.put("/bench/put", "first", None).await?; // it makes the connection
         let mut times = Vec::new();
         for n in 0..PUTS {
+            tokio::time::sleep(PUT_EVERY).await;
             let start = Instant::now();
             client.put("/bench/put", n.to_string(), None).await?;
             times.push(start.elapsed());

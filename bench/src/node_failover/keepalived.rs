@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use baton_lab::{Echo, HostSpec, Lab, Process, Topology, Valve, clock};
 
 use super::{Cause, System, VIP, echo, valves};
@@ -18,6 +18,8 @@ pub struct Keepalived {
     advert: &'static str,
     processes: BTreeMap<String, Process>,
     valves: BTreeMap<String, Vec<Valve>>,
+    /// Between the two.
+    partition: Valve,
     _echoes: Vec<Echo>,
 }
 
@@ -32,8 +34,10 @@ impl Keepalived {
         let lab = topology.build()?;
         let valves = NODES.map(|n| Ok((n.to_owned(), valves(&lab, n)?)));
         let valves = valves.into_iter().collect::<Result<_>>()?;
+        let partition = lab.valve_between(NODES[0], &NODES[1..])?;
         let echoes = NODES.map(|n| echo(lab.host(n)?)).into_iter().collect::<Result<_>>()?;
-        let mut system = Keepalived { lab, advert, processes: BTreeMap::new(), valves, _echoes: echoes };
+        let mut system =
+            Keepalived { lab, advert, processes: BTreeMap::new(), valves, partition, _echoes: echoes };
         NODES.into_iter().try_for_each(|node| system.run(node))?;
         Ok(system)
     }
@@ -55,6 +59,24 @@ impl Keepalived {
         self.processes.insert(node.to_owned(), process);
         Ok(())
     }
+
+    fn kill(&mut self, node: &str) -> Result<()> {
+        if let Some(mut process) = self.processes.remove(node) {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// A machine that starts has no address; the killed daemon left it.
+    fn forget(&self, node: &str) -> Result<()> {
+        self.lab.port(node, "p0")?.delete_address(format!("{VIP}/24").parse()?)?;
+        self.lab.host(node)?.run("rm", ["-f", "/run/keepalived.pid", "/run/vrrp.pid"])?;
+        Ok(())
+    }
+
+    fn while_settling(&self) -> Duration {
+        Duration::from_millis(if self.advert == "1" { 5000 } else { 700 })
+    }
 }
 
 impl System for Keepalived {
@@ -62,9 +84,9 @@ impl System for Keepalived {
         &self.lab
     }
 
-    /// A killed daemon leaves the address on both nodes: there is no outage to measure, and two servers.
+    /// A killed daemon, or a cut between the two, leaves the address on both nodes: there is no outage to measure.
     fn has(&self, cause: Cause) -> bool {
-        matches!(cause, Cause::PowerLoss | Cause::Unreachable)
+        matches!(cause, Cause::PowerLoss | Cause::Unreachable | Cause::Drain)
     }
 
     fn prepare(&mut self, _: Cause) -> Result<String> {
@@ -82,28 +104,51 @@ impl System for Keepalived {
     }
 
     fn strike(&mut self, cause: Cause, node: &str) -> Result<()> {
+        if cause == Cause::Drain {
+            let process = self.processes.get_mut(node).context("no keepalived")?;
+            process.terminate(Duration::from_secs(5))?;
+            return Ok(());
+        }
         self.valves[node].iter().try_for_each(|valve| valve.close().map(drop))?;
-        if cause == Cause::PowerLoss
-            && let Some(mut process) = self.processes.remove(node)
-        {
-            process.kill()?;
+        if cause == Cause::PowerLoss {
+            self.kill(node)?;
         }
         Ok(())
     }
 
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()> {
         if cause == Cause::PowerLoss {
-            // A machine that starts has no address; the killed daemon left it.
-            let port = self.lab.port(node, "p0")?;
-            port.delete_address(format!("{VIP}/24").parse()?)?;
-            self.lab.host(node)?.run("rm", ["-f", "/run/keepalived.pid", "/run/vrrp.pid"])?;
+            self.forget(node)?;
         }
         self.valves[node].iter().try_for_each(Valve::open)?;
-        if cause == Cause::PowerLoss {
+        if matches!(cause, Cause::PowerLoss | Cause::Drain) {
             self.run(node)?;
         }
-        std::thread::sleep(Duration::from_millis(if self.advert == "1" { 5000 } else { 700 }));
+        std::thread::sleep(self.while_settling());
         Ok(())
+    }
+
+    fn answering(&mut self, cause: Cause) -> Result<Option<usize>> {
+        if !matches!(cause, Cause::AgentKilled | Cause::Partition) {
+            return Ok(None);
+        }
+        let node = self.prepare(cause)?;
+        if cause == Cause::Partition {
+            self.partition.close()?;
+        } else {
+            self.kill(&node)?;
+        }
+        std::thread::sleep(self.while_settling());
+        let answering = self.lab.port("client", "p0")?.holders(VIP.parse()?, Duration::from_millis(30))?;
+        if cause == Cause::Partition {
+            self.partition.open()?;
+        } else {
+            self.forget(&node)?;
+            self.run(&node)?;
+        }
+        std::thread::sleep(self.while_settling());
+        ensure!(!answering.is_empty(), "nobody answers{}", self.complaint());
+        Ok(Some(answering.len()))
     }
 
     fn complaint(&self) -> String {

@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use baton_lab::{Foreign, clock};
 use serde_json::Value;
 
-use super::witness::Witness;
 use super::{CLIENT, NODE, Stand};
 use crate::load::{self, Load};
 use crate::report::Row;
+use crate::witness::Witness;
 
 const INTERVAL: Duration = Duration::from_millis(10);
 const PORTS: usize = 4;

@@ -1,25 +1,39 @@
-//! Whom to ask: the member that answered last, at first the local one. One that is slow or gone is passed over.
+//! Whom to ask: the local member first. One that is slow or gone is not waited for: after a while the next one is asked the
+//! same as well, and whoever answers first counts. So a takeover waits neither for the member on the node that died, nor, where
+//! that one led etcd, for a request that was lost on the way to it: one of those that follow finds the new leader.
+//!
+//! What is asked may so be carried out although nobody says so, and be asked again then. A compare-and-swap bears that: once it
+//! was carried out it fails, and its answer says what is there.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::{Instant, timeout};
 
 use super::EtcdError;
 use crate::config::EtcdConfig;
 
-/// How long a request waits for one member before it goes to the next one, round after round.
-const PATIENCE: [Duration; 4] = [
-    Duration::from_millis(20),
-    Duration::from_millis(40),
-    Duration::from_millis(80),
-    Duration::from_millis(250),
-];
-/// No new round begins after this long.
+/// A member that has answered nothing for so long is not waited for: at first,
+const FIRST_GAP: Duration = Duration::from_millis(20);
+/// and later.
+const GAP: Duration = Duration::from_millis(10);
+/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries.
+const TURN: Duration = Duration::from_millis(5);
+/// A request is lost where its member has answered one that began so much later.
+const OVERTAKEN: Duration = Duration::from_millis(2);
+/// A request that gets no answer for so long is made again, even where its member answers others.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How often a request that waits looks.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long a request goes on.
 const LIMIT: Duration = Duration::from_secs(1);
-/// The local member is preferred again after so long.
-const BACK_HOME: Duration = Duration::from_secs(5);
+/// A member that did not answer is asked last for so long.
+const AVOIDED: Duration = Duration::from_secs(2);
 /// A connection that has failed for so long is made anew.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
@@ -31,28 +45,50 @@ pub(super) struct Endpoints {
 }
 
 struct State {
+    /// The local one first.
     all: Vec<Endpoint>,
-    /// Index of the one to ask first.
-    first: usize,
-    /// Since when it isn't the local one.
-    away_since: Instant,
+    /// When a request was last made again while nobody answered.
+    turn: Option<Instant>,
 }
 
 struct Endpoint {
     url: String,
     client: Option<Client>,
+    /// When it last answered anything,
+    answered: Option<Instant>,
+    /// and when the latest request that it has answered began.
+    newest: Option<Instant>,
+    /// When it last failed to, unless it has answered since,
+    failed: Option<Instant>,
+    /// and since when.
     failing_since: Option<Instant>,
 }
 
 /// What came of asking one member.
 enum Outcome<T> {
     Done(T),
+    /// It was not carried out: that member has no leader.
+    Leaderless(String),
     /// It was not carried out.
     NotDone(String),
     /// It may have been.
     Unknown(String),
     /// It won't be anywhere.
     Refused(String),
+}
+
+/// An answer.
+pub(super) struct Answer<T> {
+    pub value: T,
+    /// Nobody else has been asked the same who may have carried it out.
+    pub sole: bool,
+}
+
+/// A request to one member, under way.
+struct Attempt<'a, T> {
+    index: usize,
+    begun: Instant,
+    outcome: Pin<Box<dyn Future<Output = Outcome<T>> + 'a>>,
 }
 
 impl Endpoints {
@@ -77,10 +113,16 @@ impl Endpoints {
             let password = String::from_utf8_lossy(&read(&credentials.password_file)?).trim_end().to_owned();
             options = options.with_user(&credentials.user, password);
         }
-        let endpoint = |url: &String| Endpoint { url: url.clone(), client: None, failing_since: None };
+        let endpoint = |url: &String| Endpoint {
+            url: url.clone(),
+            client: None,
+            answered: None,
+            newest: None,
+            failed: None,
+            failing_since: None,
+        };
         let all = config.endpoints.iter().map(endpoint).collect();
-        let state = State { all, first: 0, away_since: Instant::now() };
-        Ok(Endpoints { options, state: Arc::new(Mutex::new(state)) })
+        Ok(Endpoints { options, state: Arc::new(Mutex::new(State { all, turn: None })) })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -88,13 +130,11 @@ impl Endpoints {
     }
 
     /// Indices, in the order in which they are to be asked.
-    fn order(&self) -> Vec<usize> {
-        let mut state = self.state();
-        if state.first != 0 && state.away_since.elapsed() >= BACK_HOME {
-            state.first = 0;
-        }
-        let (first, count) = (state.first, state.all.len());
-        (0..count).map(|i| (first + i) % count).collect()
+    fn order(&self) -> VecDeque<usize> {
+        let state = self.state();
+        let avoided = |i: &usize| state.all[*i].failed.is_some_and(|t| t.elapsed() < AVOIDED);
+        let (later, first): (Vec<usize>, Vec<usize>) = (0..state.all.len()).partition(avoided);
+        first.into_iter().chain(later).collect()
     }
 
     fn url(&self, index: usize) -> String {
@@ -103,7 +143,7 @@ impl Endpoints {
 
     /// A connection to the one that is to be asked first; for watching.
     pub async fn first(&self) -> Result<Client, EtcdError> {
-        let index = self.order().first().copied().unwrap_or(0);
+        let index = self.order().front().copied().unwrap_or(0);
         self.client(index).await.map_err(|last| EtcdError::Unreachable { endpoints: self.url(index), last })
     }
 
@@ -120,99 +160,126 @@ impl Endpoints {
         Ok(client)
     }
 
-    fn worked(&self, index: usize) {
+    fn worked(&self, index: usize, begun: Instant) {
         let mut state = self.state();
-        state.all[index].failing_since = None;
-        if state.first != index {
-            (state.first, state.away_since) = (index, Instant::now());
-        }
+        let endpoint = &mut state.all[index];
+        (endpoint.answered, endpoint.failed, endpoint.failing_since) = (Some(Instant::now()), None, None);
+        endpoint.newest = endpoint.newest.max(Some(begun));
     }
 
     fn failed(&self, index: usize) {
+        let now = Instant::now();
         let mut state = self.state();
         let endpoint = &mut state.all[index];
-        let since = *endpoint.failing_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= RECONNECT_AFTER {
+        endpoint.failed = Some(now);
+        let since = *endpoint.failing_since.get_or_insert(now);
+        if now - since >= RECONNECT_AFTER {
             (endpoint.client, endpoint.failing_since) = (None, None);
         }
     }
 
-    async fn one<T>(
-        &self,
-        index: usize,
-        patience: Duration,
-        ask: &impl AsyncFn(Client) -> Result<T, Error>,
-    ) -> Outcome<T> {
-        let client = match tokio::time::timeout(patience, self.client(index)).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(e)) => {
-                self.failed(index);
-                return Outcome::NotDone(e);
+    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: it is still under way.
+    fn again(&self, index: usize, begun: Instant, waits: bool, gap: Duration) -> bool {
+        let now = Instant::now();
+        let mut state = self.state();
+        let member = &state.all[index];
+        if waits {
+            if member.failed > Some(begun) || member.newest > Some(begun + OVERTAKEN) {
+                return true;
             }
-            Err(_) => {
-                self.failed(index);
-                return Outcome::NotDone("no connection".to_owned());
+            let answered = member.answered.map_or(begun, |t| t.clamp(begun, begun + PATIENCE));
+            if now < answered + gap {
+                return false; // where many ask much it may take a while
             }
+        } else if state.all.iter().any(|m| m.newest > Some(begun)) {
+            return true; // all could not, and somebody can now
+        }
+        if state.turn.is_some_and(|t| now < t + TURN) {
+            return false;
+        }
+        state.turn = Some(now);
+        true
+    }
+
+    async fn one<T>(&self, index: usize, ask: &impl AsyncFn(Client) -> Result<T, Error>) -> Outcome<T> {
+        let client = match self.client(index).await {
+            Ok(client) => client,
+            Err(e) => return Outcome::NotDone(e),
         };
-        match tokio::time::timeout(patience, ask(client)).await {
-            Ok(Ok(answer)) => {
-                self.worked(index);
-                Outcome::Done(answer)
-            }
-            Ok(Err(e)) => {
+        match ask(client).await {
+            Ok(answer) => Outcome::Done(answer),
+            Err(e) => {
                 tracing::debug!("etcd at {}: {e}", self.url(index));
-                let outcome = judge(&e);
-                if !matches!(outcome, Outcome::Refused(_)) {
-                    self.failed(index);
-                }
-                outcome
-            }
-            Err(_) => {
-                tracing::debug!("etcd at {}: no answer in {} ms", self.url(index), patience.as_millis());
-                self.failed(index);
-                Outcome::Unknown(format!("no answer in {} ms", patience.as_millis()))
+                judge(&e)
             }
         }
     }
 
-    /// Asks something that may be asked twice, of one after the other, until there is an answer: for about a second.
+    /// Asks one after the other until there is an answer: for about a second.
     pub async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Error>) -> Result<T, EtcdError> {
-        let mut last = String::new();
-        for patience in rounds() {
-            for index in self.order() {
-                match self.one(index, patience, &ask).await {
-                    Outcome::Done(answer) => return Ok(answer),
-                    Outcome::Refused(reason) => {
-                        return Err(EtcdError::Refused { endpoint: self.url(index), reason });
-                    }
-                    Outcome::NotDone(e) | Outcome::Unknown(e) => last = e,
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Err(self.unreachable(last))
+        self.ask_all(ask).await.map(|answer| answer.value)
     }
 
-    /// Asks something that must not be asked again once it may have been carried out. `None`: whether it was is not known.
-    pub async fn ask_once<T>(
+    /// As [`Endpoints::ask`], and says whether the same may have been carried out before.
+    pub async fn ask_all<T>(
         &self,
         ask: impl AsyncFn(Client) -> Result<T, Error>,
-    ) -> Result<Option<T>, EtcdError> {
-        let mut last = String::new();
-        for patience in rounds() {
-            for index in self.order() {
-                match self.one(index, patience, &ask).await {
-                    Outcome::Done(answer) => return Ok(Some(answer)),
-                    Outcome::Refused(reason) => {
-                        return Err(EtcdError::Refused { endpoint: self.url(index), reason });
+    ) -> Result<Answer<T>, EtcdError> {
+        let begun = Instant::now();
+        let mut order = self.order();
+        let mut attempts: Vec<Attempt<'_, T>> = Vec::new();
+        let mut latest: Option<(usize, Instant)> = None;
+        // Of those that have ended without an answer.
+        let (mut may_be_done, mut last) = (false, "no answer".to_owned());
+        let mut gap = FIRST_GAP;
+        loop {
+            let now = Instant::now();
+            if now - begun >= LIMIT {
+                attempts.iter().for_each(|a| self.failed(a.index));
+                return Err(self.unreachable(last));
+            }
+            let waits = !attempts.is_empty();
+            let go = match latest {
+                None => true,
+                Some(_) if !waits && !order.is_empty() => true,
+                Some((index, begun)) => self.again(index, begun, waits, gap),
+            };
+            if go {
+                if latest.is_some() {
+                    gap = GAP;
+                }
+                if order.is_empty() {
+                    order = self.order();
+                }
+                let index = order.pop_front().unwrap_or_default();
+                attempts.push(Attempt { index, begun: now, outcome: Box::pin(self.one(index, &ask)) });
+                latest = Some((index, now));
+            }
+            let ended = timeout(LOOK, first_of(&mut attempts)).await;
+            let Ok((index, began, outcome)) = ended else { continue };
+            match outcome {
+                Outcome::Done(value) => {
+                    self.worked(index, began);
+                    for late in attempts.iter().filter(|a| a.begun < began && a.index != index) {
+                        tracing::debug!("etcd at {}: no answer yet", self.url(late.index));
+                        self.failed(late.index);
                     }
-                    Outcome::Unknown(_) => return Ok(None),
-                    Outcome::NotDone(e) => last = e,
+                    return Ok(Answer { value, sole: attempts.is_empty() && !may_be_done });
+                }
+                Outcome::Refused(reason) => {
+                    return Err(EtcdError::Refused { endpoint: self.url(index), reason });
+                }
+                Outcome::Leaderless(e) => last = e,
+                Outcome::NotDone(e) => {
+                    self.failed(index);
+                    last = e;
+                }
+                Outcome::Unknown(e) => {
+                    self.failed(index);
+                    (last, may_be_done) = (e, true);
                 }
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Err(self.unreachable(last))
     }
 
     fn unreachable(&self, last: String) -> EtcdError {
@@ -221,11 +288,18 @@ impl Endpoints {
     }
 }
 
-/// How long to wait for each member, round after round, for about a second in all.
-fn rounds() -> impl Iterator<Item = Duration> {
-    let start = Instant::now();
-    let patience = PATIENCE.into_iter().chain(std::iter::repeat(PATIENCE[PATIENCE.len() - 1]));
-    patience.take_while(move |_| start.elapsed() < LIMIT)
+/// The first one that ends: of which member, since when, and how. The others go on when this is called again.
+async fn first_of<T>(attempts: &mut Vec<Attempt<'_, T>>) -> (usize, Instant, Outcome<T>) {
+    std::future::poll_fn(|context| {
+        for at in 0..attempts.len() {
+            if let Poll::Ready(outcome) = attempts[at].outcome.as_mut().poll(context) {
+                let ended = attempts.remove(at);
+                return Poll::Ready((ended.index, ended.begun, outcome));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// What an error says of the request. gRPC codes: 3 invalid argument, 7 permission denied, 16 unauthenticated, 14
@@ -236,10 +310,85 @@ fn judge<T>(error: &Error) -> Outcome<T> {
         Error::GRpcStatus(status) => match status.code() as i32 {
             3 | 7 | 16 => Outcome::Refused(status.message().to_owned()),
             // A member that has no leader says so before it does anything.
-            14 if status.message().contains("no leader") => Outcome::NotDone(text),
+            14 if status.message().contains("no leader") => Outcome::Leaderless(text),
             _ => Outcome::Unknown(text),
         },
         Error::InvalidArgs(_) | Error::InvalidUri(_) => Outcome::Refused(text),
         _ => Outcome::Unknown(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Three members at addresses where nobody is: only what is asked decides.
+    fn endpoints() -> Endpoints {
+        let url = |n| format!("http://127.0.0.1:{n}");
+        let endpoints = (1..=3).map(url).collect();
+        let config = EtcdConfig { endpoints, tls: None, credentials: None, cluster: "c".to_owned() };
+        Endpoints::new(&config).unwrap()
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn an_answer_of_the_first_is_sole() {
+        let endpoints = endpoints();
+        let answer = run(endpoints.ask_all(async |_| Ok(7))).unwrap();
+        assert_eq!((answer.value, answer.sole), (7, true));
+        assert_eq!(endpoints.order(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_not_waited_for_and_asked_last_from_then_on() {
+        let endpoints = endpoints();
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1 => std::future::pending().await,
+                n => Ok(n),
+            }
+        };
+        let answer = run(endpoints.ask_all(ask)).unwrap();
+        assert_eq!((answer.value, answer.sole), (2, false), "the first one may have carried it out");
+        assert_eq!(endpoints.order(), [1, 2, 0]);
+    }
+
+    #[test]
+    fn what_is_refused_is_asked_nobody_else() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            Err::<(), _>(Error::InvalidArgs("no".to_owned()))
+        };
+        let answer = run(endpoints().ask(ask));
+        assert!(matches!(answer, Err(EtcdError::Refused { .. })));
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn all_are_asked_again_until_one_can() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                n if n < 8 => Err(Error::WatchError("broken".to_owned())),
+                n => Ok(n),
+            }
+        };
+        let answer = run(endpoints().ask_all(ask)).unwrap();
+        assert_eq!((answer.value, answer.sole), (8, false));
+    }
+
+    #[test]
+    fn it_ends_when_nobody_answers() {
+        let answer = run(endpoints().ask(async |_| std::future::pending::<Result<(), Error>>().await));
+        assert!(matches!(answer, Err(EtcdError::Unreachable { .. })));
     }
 }

@@ -28,11 +28,6 @@ impl Keys {
         format!("{}generation", self.prefix)
     }
 
-    /// Of no meaning, and not watched: before the first key that is.
-    pub fn reading(&self) -> String {
-        format!("{}a-reading", self.prefix)
-    }
-
     /// Prefix of a generation's chunks.
     pub fn definitions(&self, generation: u64) -> String {
         format!("{}definitions/{generation:020}/", self.prefix)

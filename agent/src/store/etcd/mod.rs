@@ -12,7 +12,6 @@
 //! | `move/<virtual server>` | the node it is wanted on |
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
-//! | `a-reading` | nothing: written to read by a write |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
 //! here.
@@ -25,7 +24,7 @@ use baton_core::cluster::{Members, StoreChange};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
-use endpoints::Endpoints;
+use endpoints::{Answer, Endpoints};
 pub use serve::{Known, News, spawn};
 
 /// Bytes of a chunk of the definitions: far below the 1.5 MiB that etcd takes in a request.
@@ -125,7 +124,7 @@ impl Etcd {
             let last: u64 = if value.is_empty() { 0 } else { parse(&key, "number", &value)? };
             let next = last.max(above) + 1;
             // An answer that gets lost costs a number: the next round reads what there is.
-            if self.swap(&key, revision, next.to_string()).await?.is_some_and(|r| r.succeeded()) {
+            if self.swap(&key, revision, next.to_string()).await?.value.succeeded() {
                 return Ok(next);
             }
         }
@@ -238,14 +237,6 @@ impl Etcd {
         Ok(response.kvs().first().map(|kv| (kv.value().to_vec(), kv.mod_revision())))
     }
 
-    /// What a key holds, read by a write: a linearizable read that is under way when the leader dies keeps those behind it
-    /// waiting for as long as half a second (etcd's `readIndexRetryTime`), a write only until there is a leader.
-    async fn get_now(&self, key: &str) -> Result<Option<(Vec<u8>, i64)>, EtcdError> {
-        let ask = Txn::new().and_then([TxnOp::put(self.keys.reading(), "", None), TxnOp::get(key, None)]);
-        let response = self.endpoints.ask(async |mut client| client.txn(ask.clone()).await).await?;
-        Ok(read_by(&response))
-    }
-
     async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<(), EtcdError> {
         let value = value.into();
         self.endpoints.ask(async |mut client| client.put(key, value.clone(), None).await).await.map(|_| ())
@@ -262,7 +253,7 @@ impl Etcd {
         delete.await.map(|_| ())
     }
 
-    /// As [`Etcd::swap`]; where it is not known whether it was done, the key says. Only for values that nobody else would write.
+    /// As [`Etcd::swap`], and says whether the value is there. Only for values that nobody else would write.
     async fn swap_surely(
         &self,
         key: &str,
@@ -270,24 +261,24 @@ impl Etcd {
         value: impl Into<Vec<u8>>,
     ) -> Result<bool, EtcdError> {
         let value = value.into();
-        match self.swap(key, expected, value.clone()).await? {
-            Some(response) => Ok(response.succeeded()),
-            None => Ok(self.get_now(key).await?.is_some_and(|(now, _)| now == value)),
-        }
+        let Answer { value: response, sole } = self.swap(key, expected, value.clone()).await?;
+        let by_us = || !sole && read_by(&response).is_some_and(|(now, _)| now == value);
+        Ok(response.succeeded() || by_us())
     }
 
-    /// Puts a value if the key still has this revision; else gets what is there. `None`: whether it was done is not known.
+    /// Puts a value if the key still has this revision; else gets what is there: that may be this very value, of a request whose
+    /// answer got lost.
     async fn swap(
         &self,
         key: &str,
         expected: i64,
         value: impl Into<Vec<u8>>,
-    ) -> Result<Option<TxnResponse>, EtcdError> {
+    ) -> Result<Answer<TxnResponse>, EtcdError> {
         let txn = Txn::new()
             .when([Compare::mod_revision(key, CompareOp::Equal, expected)])
             .and_then([TxnOp::put(key, value, None)])
             .or_else([TxnOp::get(key, None)]);
-        self.endpoints.ask_once(async |mut client| client.txn(txn.clone()).await).await
+        self.endpoints.ask_all(async |mut client| client.txn(txn.clone()).await).await
     }
 }
 

@@ -121,7 +121,7 @@ async fn serve(
     }
 }
 
-/// Writes an owner record. What became of an uncertain write is read, never guessed.
+/// Writes an owner record. What became of an uncertain write is read, by its repetition, never guessed.
 async fn write(etcd: &Etcd, server: String, expected: u64, record: Record) -> StoreInput {
     match try_write(etcd, &server, expected, &record).await {
         Ok(Written::At(revision)) => StoreInput::Written { server, record, revision },
@@ -137,13 +137,11 @@ enum Written {
 
 async fn try_write(etcd: &Etcd, server: &str, expected: u64, record: &Record) -> Result<Written, EtcdError> {
     let key = etcd.keys.owner(server)?;
-    match etcd.swap(&key, expected as i64, keys::json(record)).await? {
-        Some(response) if response.succeeded() => {
-            Ok(Written::At(response.header().map_or(0, |h| h.revision()) as u64))
-        }
-        Some(response) => current(&key, super::read_by(&response)).map(Written::Not),
-        None => current(&key, etcd.get_now(&key).await?).map(Written::Not),
+    let response = etcd.swap(&key, expected as i64, keys::json(record)).await?.value;
+    if response.succeeded() {
+        return Ok(Written::At(response.header().map_or(0, |h| h.revision()) as u64));
     }
+    current(&key, super::read_by(&response)).map(Written::Not)
 }
 
 fn current(key: &str, kv: Option<(Vec<u8>, i64)>) -> Result<Option<(Record, u64)>, EtcdError> {

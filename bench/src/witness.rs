@@ -53,6 +53,12 @@ impl Witness {
         let within = stalls.iter().filter(|s| s.to > from && s.from < to);
         within.map(|s| s.to - s.from).max().unwrap_or_default()
     }
+
+    /// How many stalls were longer, so far.
+    pub fn longer_than(&self, limit: Duration) -> usize {
+        let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
+        stalls.iter().filter(|s| s.to - s.from > limit).count()
+    }
 }
 
 impl Drop for Witness {
