@@ -99,17 +99,27 @@ fn even_out_all(draft: &mut Draft) {
         at != NOWHERE && draft.state.takes(at) && !problem.is_pinned(s as u32) && rested && !spread
     };
     let movable: Vec<bool> = (0..problem.servers.len()).map(may_move).collect();
+    let settled: Vec<bool> =
+        movable.iter().enumerate().map(|(s, may)| *may && draft.state.at[s] == problem.home[s]).collect();
     let start = if situation.balancing { policy.stop } else { policy.start };
     let rules = Rules { movable: &movable, start, stop: policy.stop, quiet: policy.quiet };
     let before = draft.state.clone();
-    if let Some(fair) = balance::even_out(draft, &rules) {
+    // What has just been placed stays there, if the others alone can be evened out.
+    let first = balance::even_out(draft, &Rules { movable: &settled, ..rules });
+    let then = if settled == movable { None } else { balance::even_out(draft, &rules) };
+    if let Some(fair) = then.or(first) {
         fewest::send_home(draft, &before, &rules, fair);
         fewest::search(draft, &before, &rules, fair);
     }
 }
 
-fn finish(draft: &Draft, ordered: Ordered) -> Plan {
+fn finish(draft: &Draft, mut ordered: Ordered) -> Plan {
     let problem = draft.state.problem;
+    for step in &mut ordered.steps {
+        for loads in [&mut step.from_load, &mut step.to_load, &mut step.highest] {
+            *loads = (tidy(loads.0), tidy(loads.1));
+        }
+    }
     let state = &ordered.state;
     let before = State::new(problem);
     let name = |n: u32| problem.nodes[n as usize].name.clone();

@@ -33,12 +33,18 @@ impl<'p> Ordered<'p> {
             (_, _) => Kind::Move,
         };
         let source = if from == NOWHERE { home } else { from };
+        let (high, then) = (before.0.max(before.1), level(&self.state, from).max(self.state.level(to)));
+        // What was found in one order may be made in another: the figures are those of now.
+        let choice = match (&why.0, &why.1) {
+            (Cause::Balance, _) if then < high => Choice::Evens { before: high, after: then },
+            (_, choice) => choice.clone(),
+        };
         self.steps.push(Step {
             server: problem.servers[server as usize].name.clone(),
             from: problem.nodes.get(source as usize).map(|n| n.name.clone()),
             to: problem.nodes[to as usize].name.clone(),
             kind,
-            why: Why { cause: why.0.clone(), choice: why.1.clone() },
+            why: Why { cause: why.0.clone(), choice },
             from_load: (before.0, level(&self.state, from)),
             to_load: (before.1, self.state.level(to)),
             highest: (before.2, self.highest()),
