@@ -13,6 +13,7 @@ mod event;
 mod input;
 mod machine;
 mod path;
+pub mod plan;
 mod snapshot;
 mod spread;
 mod time;

@@ -8,6 +8,7 @@ mod cluster;
 mod events;
 mod log;
 mod paths;
+mod plan;
 mod replay;
 #[cfg(test)]
 mod samples;
@@ -77,6 +78,8 @@ enum Command {
         /// The node
         node: String,
     },
+    /// Show which node should have what, and why, without doing it
+    Plan(plan::Options),
     /// Show ports, virtual servers and conflicts
     Status {
         /// As JSON, one line
@@ -107,6 +110,9 @@ enum CliError {
     /// Exit status 64.
     #[error("{0}")]
     Config(#[from] ConfigErrors),
+    /// A file that describes something is bad: exit status 64.
+    #[error("{0}")]
+    BadFile(String),
     /// The reader of our output has gone: nothing more to do, and nothing wrong.
     #[error("nobody reads the output")]
     Unread,
@@ -142,6 +148,10 @@ pub fn main() -> ExitCode {
             eprintln!("{errors}");
             ExitCode::from(BAD_CONFIGURATION)
         }
+        Err(CliError::BadFile(error)) => {
+            eprintln!("{error}");
+            ExitCode::from(BAD_CONFIGURATION)
+        }
         Err(error) => {
             eprintln!("baton: {}", text::one_line(&error.to_string()));
             ExitCode::FAILURE
@@ -161,6 +171,7 @@ impl Cli {
             Command::Move { server, to } => cluster::change_owner(&load(file)?, &server, &to),
             Command::Drain { node } => cluster::drain(&load(file)?, &node),
             Command::Resume { node } => cluster::resume(&load(file)?, &node),
+            Command::Plan(ref options) => plan::command(options),
             Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),
