@@ -102,6 +102,7 @@ STEADY_MINUTES ?= 10
 bench: setup-bench
 	$(CARGO) build --locked --release --workspace
 	target/release/baton-bench xdp-cost --json bench/out/xdp-cost.json
+	target/release/baton-bench simulate --json bench/out/simulate.json --html bench/out/simulate.html
 	target/release/baton-bench scale --json bench/out/scale.json
 	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
 	target/release/baton-bench node-failover --runs 12 --json bench/out/node-failover.json --html bench/out/node-failover.html

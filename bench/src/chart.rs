@@ -1,4 +1,4 @@
-//! Two drawings of distributions, as inline SVG: percentiles, and histograms. Colours come from the page's style.
+//! Drawings as inline SVG: of distributions by percentiles and histograms, and curves. Colours come from the page's style.
 
 use std::fmt::Write;
 
@@ -80,6 +80,34 @@ pub fn histogram(series: &[Series]) -> String {
             let _ = write!(path, "V{:.1}H{right:.1}", y(*share));
         }
         let _ = write!(svg, r#"<path class="area {system}" d="{path}V{:.1}Z"/>"#, y(0.0));
+    }
+    svg + "</svg>"
+}
+
+/// Values over hours, from `floor` up; the names of the systems stand on the right in their colours.
+pub fn curves(label: &str, floor: f64, series: &[(&str, &[(f64, f64)])]) -> String {
+    let all = || series.iter().flat_map(|(_, points)| points.iter());
+    let last = all().map(|p| p.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let top = all().map(|p| p.1).fold(floor, f64::max);
+    let top = if top > floor { floor + (top - floor) * 1.05 } else { floor + 1.0 };
+    let x = |hours: f64| LEFT + (WIDTH - LEFT - RIGHT) * hours / last;
+    let y = |value: f64| TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - floor);
+    let mut svg = open(label);
+    for part in 0..=4 {
+        let value = floor + (top - floor) * f64::from(part) / 4.0;
+        grid(&mut svg, (LEFT, y(value)), (WIDTH - RIGHT, y(value)), &format!("{value:.3}"), false);
+        let hours = last * f64::from(part) / 4.0;
+        grid(&mut svg, (x(hours), TOP), (x(hours), HEIGHT - BOTTOM), &format!("{hours:.1} h"), true);
+    }
+    for (line, (system, points)) in series.iter().enumerate() {
+        let points: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
+        let (right, below) = (WIDTH - RIGHT - 4.0, TOP + 14.0 * (line + 1) as f64);
+        // Writing to a String can't fail.
+        let _ = write!(
+            svg,
+            r#"<polyline class="line {system}" points="{}"/><text x="{right}" y="{below}" text-anchor="end" class="{system}" style="fill:currentColor">{system}</text>"#,
+            points.join(" ")
+        );
     }
     svg + "</svg>"
 }

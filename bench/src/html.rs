@@ -21,7 +21,7 @@ svg text { font-size: 11px; fill: var(--quiet); } .grid { stroke: var(--grid); }
 .line { fill: none; stroke: currentColor; stroke-width: 2; }
 .area { fill: currentColor; fill-opacity: .18; stroke: currentColor; stroke-width: 1.2; }
 .floor { color: var(--floor); } .baton { color: var(--baton); } .keepalived { color: var(--keepalived); }
-.keepalived_ports { color: var(--ports); }
+.keepalived_ports, .lpt { color: var(--ports); } .count { color: var(--keepalived); } .stay { color: var(--floor); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { padding: .15rem .7rem; text-align: right; }
 td:first-child, th:first-child { text-align: left; font-weight: 600; } th { color: var(--quiet); font-weight: 400; }
 .void { border-left: 4px solid #d33; padding-left: .6rem; } ul { margin: .5rem 0; padding-left: 1.2rem; }
@@ -48,12 +48,23 @@ pub fn page(report: &Report, remarks: &[String]) -> String {
             table(&rows)
         );
     }
+    let intro = "Left: time over percentiles, every further nine takes the same width. \
+        Right: share of runs over time. All systems in one run on one topology, taking turns.";
+    document("Port failover", intro, remarks, &body)
+}
+
+/// A section with drawings side by side, and what stands below them.
+pub fn section(heading: &str, drawings: &str, below: &str) -> String {
+    format!("<section><h3>{}</h3><div class=charts>{drawings}</div>{below}</section>", escape(heading))
+}
+
+/// A whole page around `body`.
+pub fn document(title: &str, intro: &str, remarks: &[String], body: &str) -> String {
     let list: String = remarks.iter().map(|remark| item(remark)).collect();
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>Baton: port failover</title><style>{STYLE}</style>\
-         <h2>Port failover</h2><p class=quiet>Left: time over percentiles, every further nine takes the same width. \
-         Right: share of runs over time. All systems in one run on one topology, taking turns.</p>\
+         <title>Baton: {title}</title><style>{STYLE}</style>\
+         <h2>{title}</h2><p class=quiet>{intro}</p>\
          <ul>{list}</ul>{body}</html>\n"
     )
 }
@@ -75,6 +86,7 @@ fn table(rows: &[&Row]) -> String {
     text + "</table>"
 }
 
-fn escape(text: &str) -> String {
+/// For text between tags.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -13,6 +13,7 @@ mod report;
 mod run;
 mod scale;
 mod silent_port;
+mod simulate;
 mod steady;
 mod system;
 mod witness;
@@ -34,6 +35,8 @@ enum Command {
     SilentPort(silent_port::Arguments),
     /// What grows with the number of addresses, and what must not; what an idle agent costs.
     Scale(scale::Arguments),
+    /// The planner on made-up loads: imbalance over time, moves, distance to the bound, time; against counting and greedy.
+    Simulate(simulate::Arguments),
     /// Nanoseconds per packet of the kernel programs, above an empty program.
     XdpCost(xdp_cost::Options),
     /// The floor's own process; started by `port-failover`.
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Steady(arguments) => steady::main(&arguments),
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
+        Command::Simulate(arguments) => simulate::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),
         Command::FloorAgent(arguments) => floor_agent::main(&arguments),
         Command::Spin(spin) => load::spin(&spin),
