@@ -184,6 +184,8 @@ pub enum EventKind {
         from: Option<String>,
         /// Epoch of its owner record.
         epoch: u64,
+        /// When what began.
+        times: TakeTimes,
     },
     /// This node gives a virtual server up.
     Leaving {
@@ -426,6 +428,8 @@ pub enum Stage {
     Detected,
     /// Core has decided.
     Decided,
+    /// The owner record is this node's.
+    Taken,
     /// Every address is on its new port.
     Bound,
     /// Every address has been announced there once.
@@ -438,10 +442,22 @@ impl Stage {
         match self {
             Stage::Detected => "detected",
             Stage::Decided => "decided",
+            Stage::Taken => "taken",
             Stage::Bound => "bound",
             Stage::Announced => "announced",
         }
     }
+}
+
+/// The first stages of taking a virtual server, on this node's boot-time clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeTimes {
+    /// When its dead owner was last heard, or its release was seen.
+    pub cause: Time,
+    /// When it could be taken: a majority called the owner dead, or the release was seen.
+    pub detected: Time,
+    /// When this node asked for it.
+    pub decided: Time,
 }
 
 /// One address goes from a port to another.

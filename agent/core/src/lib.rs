@@ -20,7 +20,7 @@ mod time;
 
 pub use config::Config;
 pub use effect::{Effect, Hop};
-pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage};
+pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage, TakeTimes};
 pub use input::{
     Assigned, Attachment, Claim, ClusterStart, Found, IfIndex, Input, Link, Owner, Sample, Start,
 };

@@ -174,7 +174,7 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::NodeDead { node, incarnation } => {
             format!("{node} is dead: a majority says so, up to incarnation {incarnation}")
         }
-        EventKind::Taken { server, kind, reason, from, epoch } => {
+        EventKind::Taken { server, kind, reason, from, epoch, times: _ } => {
             let from = from.as_ref().map_or(String::new(), |node| format!(" from {node}"));
             format!("{} of {server}{from}, {}: epoch {epoch}", failover(*kind), plain(*reason))
         }

@@ -347,7 +347,8 @@ impl Driver {
                 self.carrier.look();
             }
             self.let_go();
-            if let Some(done) = finished(&effects, cause, at, decided, &stages) {
+            let done = finished(&effects, cause, at, decided, &stages);
+            if let Some(done) = done.or_else(|| taken(&effects, at, &stages)) {
                 self.event(done);
             }
             self.probe_ports(&input);
@@ -716,6 +717,27 @@ fn read_all(requests: &mut Requests) -> io::Result<Found> {
 struct Stages {
     bound: Option<Time>,
     announced: Option<Time>,
+}
+
+/// The measured stages of the takeover or move in this list of effects, if there is one.
+fn taken(effects: &[Effect], at: Time, stages: &Stages) -> Option<Event> {
+    let (failover, kind, reason, times) = effects.iter().find_map(|e| match e {
+        Effect::Event(Event { failover, kind: EventKind::Taken { kind, reason, times, .. }, .. }) => {
+            Some((*failover, *kind, *reason, *times))
+        }
+        _ => None,
+    })?;
+    let all = [
+        (Stage::Detected, Some(times.detected)),
+        (Stage::Decided, Some(times.decided)),
+        (Stage::Taken, Some(at)),
+        (Stage::Bound, stages.bound),
+        (Stage::Announced, stages.announced),
+    ];
+    let since = |t: Time| t.since(times.cause).as_secs_f64();
+    let stages = all.into_iter().filter_map(|(s, t)| Some((s, since(t?)))).collect();
+    let addresses = effects.iter().filter(|e| matches!(e, Effect::Announce(..))).count();
+    Some(Event { at: now(), failover, kind: EventKind::FailoverDone { kind, reason, addresses, stages } })
 }
 
 /// The measured stages of the failover in this list of effects, if there is one.

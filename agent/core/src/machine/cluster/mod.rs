@@ -37,7 +37,9 @@ use serde::{Deserialize, Serialize};
 use self::ownership::MASTER;
 use super::Machine;
 use crate::cluster::{Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
-use crate::{ClusterStart, Effect, EventKind, IfIndex, PeerPort, PeerReading, PeerSample, Reason, Time};
+use crate::{
+    ClusterStart, Effect, EventKind, IfIndex, PeerPort, PeerReading, PeerSample, Reason, TakeTimes, Time,
+};
 
 /// A request that the store could not answer is made again after this long.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -78,6 +80,8 @@ pub(super) struct Cluster {
     clearing: BTreeSet<String>,
     /// Since when each virtual server could be taken.
     vacant: BTreeMap<String, Time>,
+    /// How far this node is with taking them.
+    taking: BTreeMap<String, TakeTimes>,
     /// With which incarnation this process last wrote each owner record, where nobody has written it since (R6).
     touched: BTreeMap<String, u64>,
     incarnation: incarnation::Change,
@@ -124,6 +128,7 @@ impl Cluster {
             leaving: BTreeMap::new(),
             clearing: BTreeSet::new(),
             vacant: BTreeMap::new(),
+            taking: BTreeMap::new(),
             touched: BTreeMap::new(),
             incarnation: incarnation::Change::None,
             switched: Time::default(),

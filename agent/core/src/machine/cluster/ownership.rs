@@ -19,7 +19,7 @@ use super::Cluster;
 use super::incarnation::Change;
 use super::succession::Successor;
 use crate::cluster::{Record, Release, StoreRequest};
-use crate::{Effect, EventKind, FailoverKind, Owner, Reason};
+use crate::{Effect, EventKind, FailoverKind, Owner, Reason, TakeTimes};
 
 /// The master's record is one like those of virtual servers, with nothing to serve: taken by compare-and-swap, at once when a
 /// majority calls the master dead, and what it writes is fenced by its epoch. No virtual server can have this name.
@@ -99,7 +99,8 @@ impl Machine {
             let (kind, reason, from) = cause(before.as_ref());
             self.failovers += 1;
             let server = server.to_owned();
-            let taken = EventKind::Taken { server, kind, reason, from, epoch: record.epoch };
+            let times = self.cluster.as_mut().and_then(|c| c.taking.remove(&server)).unwrap_or_default();
+            let taken = EventKind::Taken { server, kind, reason, from, epoch: record.epoch, times };
             self.event_of(Some(self.failovers), taken);
         }
         self.event(EventKind::Serving { server: server.to_owned(), epoch: record.epoch });
@@ -255,6 +256,7 @@ impl Machine {
         let free = current.as_ref().is_none_or(|(r, _)| left(r) && cluster.is_unrouted(r));
         if !free {
             cluster.vacant.remove(server);
+            cluster.taking.remove(server);
             return;
         }
         let since = *cluster.vacant.entry(server.to_owned()).or_insert(now);
@@ -267,6 +269,12 @@ impl Machine {
         if !lease {
             return;
         }
+        let heard = current.as_ref().filter(|(r, _)| r.released.is_none()).and_then(|(r, _)| {
+            let slot = cluster.members.get(&r.node)?.slot;
+            cluster.reading.peers.iter().find(|p| p.slot == slot)?.heard
+        });
+        let times = TakeTimes { cause: heard.unwrap_or(since).min(since), detected: since, decided: now };
+        cluster.taking.entry(server.to_owned()).or_insert(times).decided = now;
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
         let record = Record {
             node: cluster.me.clone(),
