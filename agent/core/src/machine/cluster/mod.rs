@@ -158,7 +158,7 @@ impl Cluster {
     }
 
     fn name(&self, slot: u8) -> String {
-        let member = self.members.nodes.iter().find(|m| m.slot == slot);
+        let member = self.members.judged().find(|m| m.slot == slot);
         member.map_or_else(|| format!("#{slot}"), |m| m.name.clone())
     }
 }

@@ -155,6 +155,7 @@ fn members(rules: &Rules, lease: u64, version: u32) -> Members {
         slack: Duration::from_nanos(rules.slack * TICK),
         rho_ppm: 0,
         nodes: NAMES.iter().zip(0..).map(|(name, slot)| Member { name: (*name).to_owned(), slot }).collect(),
+        before: Vec::new(),
     }
 }
 
