@@ -21,6 +21,8 @@ mod incarnation;
 mod model;
 mod ownership;
 mod succession;
+#[cfg(test)]
+mod tests;
 mod verdicts;
 mod view;
 
@@ -150,10 +152,12 @@ impl Cluster {
         heard.is_some_and(|at| self.read.since(at) < self.members.silence())
     }
 
-    /// Do other nodes hear one another in this segment?
+    /// Do other nodes hear one another in this segment? Of those that this node does not hear by any segment nothing is
+    /// known: what they last told of themselves says nothing of now.
     fn lives_elsewhere(&self, segment: &str) -> bool {
-        let others = self.nodes.iter().filter(|(name, _)| **name != self.me);
-        let mut ports = others.flat_map(|(_, node)| &node.ports);
+        let heard = self.reading.peers.iter().filter(|p| self.is_heard(p, self.read));
+        let others = heard.filter_map(|p| self.members.nodes.iter().find(|m| m.slot == p.slot));
+        let mut ports = others.filter_map(|m| self.nodes.get(&m.name)).flat_map(|node| &node.ports);
         ports.any(|p| p.segment == segment && p.usable && p.hears)
     }
 
