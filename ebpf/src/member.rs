@@ -2,14 +2,15 @@
 //! serve (lease.md). [`baton_common::Peer`] is what this node knows as a voter, [`baton_common::Lease`] what the others
 //! let it do.
 //!
-//! | rule of lease.md | here |
-//! |---|---|
-//! | R1 clocks | boot-time clock; a peer's clock that jumps ahead of ours makes all grants void |
-//! | R2 incarnations | a grant counts only for the lease's incarnation and for a time that has been; both are in one locked value |
-//! | R3 verdicts | receipt and the decision to grant are one step under the peer's lock, and so is [`condemn`] |
-//! | R4 lost memory | nothing is granted below `born` |
-//! | R5 mark | see `permission` |
-//! | R10 members | frames of another version of the member list are neither heard nor granted |
+//! | rule of lease.md | here | why that is safe |
+//! |---|---|---|
+//! | R1 clocks | boot-time clock; a peer's clock that jumps ahead of ours makes all grants void | a lease counts from this node's own time, which a voter received later; if our clock stood still meanwhile, peers' clocks are ahead of where they were |
+//! | R2 incarnations | a grant counts only for the lease's incarnation and for a time that has been; both are in one locked value | what an earlier life was granted names another incarnation, and after a reboot lies in the future |
+//! | R3 verdicts | receipt and the decision to grant are one step under the peer's lock, and so is [`condemn`] | no receipt can slip in between the look at the last one and the verdict, and no grant after it |
+//! | R4 lost memory | nothing is granted below `born` | whatever may have been called dead before memory was lost was allotted before, and is below it |
+//! | R5 mark | see `permission` | the mark of another incarnation serves nothing, whatever is granted to this one |
+//! | R10 members | frames of another version of the member list are neither heard nor granted | so each grant counts towards the majority of one list only; a verdict is a promise whatever the list |
+//! | R6 to R9, R11 | in the agent's core: `machine::cluster` | the programs change neither marks nor records, and call nobody dead by themselves |
 
 use aya_ebpf::bindings::{bpf_spin_lock, xdp_action};
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_spin_lock as lock, bpf_spin_unlock as unlock};

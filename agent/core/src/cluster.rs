@@ -22,6 +22,10 @@ pub struct Members {
     pub rho_ppm: u32,
     /// The members, sorted by name.
     pub nodes: Vec<Member>,
+    /// Those of the version before, where that had the same times, and at most one member more or less; otherwise nobody.
+    /// Any majority of the one then meets any of the other: what was counted in it may be judged in this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Member>,
 }
 
 /// A member: a node with a vote.
@@ -47,6 +51,21 @@ impl Members {
     /// The member of this name.
     pub fn get(&self, name: &str) -> Option<&Member> {
         self.nodes.iter().find(|m| m.name == name)
+    }
+
+    /// The member that the version before had and this one has not, if there is one: it may still own something.
+    pub fn departed(&self) -> Option<&Member> {
+        self.before.iter().find(|m| self.get(&m.name).is_none())
+    }
+
+    /// Everybody who may be called dead: the members, and the one that has departed.
+    pub fn judged(&self) -> impl Iterator<Item = &Member> {
+        self.nodes.iter().chain(self.departed())
+    }
+
+    /// Do verdicts of a majority of this version's members end a lease that was counted in that version?
+    pub fn judges(&self, version: u32) -> bool {
+        version == self.version || (!self.before.is_empty() && version.checked_add(1) == Some(self.version))
     }
 }
 

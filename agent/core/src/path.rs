@@ -132,7 +132,7 @@ pub fn peer_ports(members: &Members, own: &str, nodes: &BTreeMap<String, NodeRec
 /// What is heard of the other members, all of them each time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PeerReading {
-    /// One for each member that is probed, or was heard since the kernel programs were loaded.
+    /// One for each other member, and for one that the version before had and this one has not.
     pub peers: Vec<PeerSample>,
     /// Since when this node has probed without a break.
     pub steady_since: Time,

@@ -168,12 +168,22 @@ impl Definitions {
             slack: self.slack,
             rho_ppm: CLOCK_ERROR_PPM,
             nodes: names.into_iter().map(member).collect(),
+            before: before.map(|b| b.before.clone()).unwrap_or_default(),
         };
         if before != Some(&members) {
             members.version += 1;
+            members.before =
+                before.filter(|b| is_close(b, &members)).map(|b| b.nodes.clone()).unwrap_or_default();
         }
         members
     }
+}
+
+/// Have two versions of the member list the same times, and differ by one member at most?
+fn is_close(a: &Members, b: &Members) -> bool {
+    let times = |m: &Members| (m.probe_interval, m.lease, m.slack, m.rho_ppm);
+    let lacks = |a: &Members, b: &Members| a.nodes.iter().filter(|m| !b.nodes.contains(m)).count();
+    times(a) == times(b) && lacks(a, b) + lacks(b, a) <= 1
 }
 
 /// What is new, gone or changed in a list of named things.

@@ -102,6 +102,19 @@ fn members_keep_their_slots_and_a_new_list_is_a_new_version() {
 
     let slower = good(&GOOD.replace("10ms", "20ms")).member_list(Some(&first));
     assert_eq!((slower.version, slots(&slower)), (2, slots(&first)));
+
+    // What was counted in the version before is judged in this one only where any two majorities of them meet, by the same times.
+    let fewer = good(&GOOD.replace("\"fs2\", \"fs1\", \"fs3\"", "\"fs1\", \"fs3\""));
+    let one_less = fewer.member_list(Some(&first));
+    assert_eq!((one_less.version, &one_less.before), (2, &first.nodes));
+    assert_eq!(one_less.departed().map(|m| m.name.as_str()), Some("fs2"));
+    assert!(one_less.judges(2) && one_less.judges(1) && !one_less.judges(3));
+    assert_eq!(fewer.member_list(Some(&one_less)), one_less);
+    let back = good(GOOD).member_list(Some(&one_less));
+    assert!(back.judges(3) && back.judges(2) && !back.judges(1) && back.departed().is_none());
+    for other in [&first, &without, &slower] {
+        assert!(other.before.is_empty() && !other.judges(other.version - 1));
+    }
 }
 
 #[test]

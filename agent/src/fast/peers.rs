@@ -200,7 +200,7 @@ impl PeerProber {
 
     /// What is heard of the other members now. `lease`: when this node's ends.
     pub fn read(&self, lease: Option<Time>, table: &PathTable) -> PeerReading {
-        let others = self.membership.members.nodes.iter().filter(|m| m.slot != self.membership.slot);
+        let others = self.membership.members.judged().filter(|m| m.slot != self.membership.slot);
         let peers =
             others.filter_map(|m| Some(peer_sample(m.slot, &self.membership.table.peer(m.slot).ok()?)));
         let mut ports: BTreeMap<IfIndex, Option<Time>> = BTreeMap::new();

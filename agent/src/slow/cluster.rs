@@ -112,7 +112,7 @@ async fn prepare(
         false => persist(|| etcd.next_incarnation(&own.node, lease.incarnation)).await,
     };
     let mut table = kernel.peer_table()?;
-    for member in members.nodes.iter().filter(|m| m.slot != slot) {
+    for member in members.judged().filter(|m| m.slot != slot) {
         // Without memory nothing is granted to what may have been refused before (R4).
         let born = match lost_memory {
             true => persist(|| etcd.last_incarnation(&member.name)).await + 1,

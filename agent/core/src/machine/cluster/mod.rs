@@ -3,16 +3,22 @@
 //! After every input [`Machine::settle`] looks at everything that is known and asks for what should be and is neither so
 //! nor under way. It may run at any time and any number of times.
 //!
-//! | rule of lease.md | here |
-//! |---|---|
-//! | R3 verdicts | `verdicts`: asked for when nothing was heard for D; the kernel programs decide, in one step; then it counts |
-//! | R4 lost memory | `verdicts`: none for D after a start that found no memory |
-//! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried |
-//! | R7 release | `ownership`: sent when the mark is known to be off; after it, a touch is needed to serve again |
-//! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead |
-//! | R10 members | records are judged in the version that they name; others than ours are left alone |
-//! | R11 oneself | `verdicts`: of other members only |
-//! | R12 routers | `reroute`: the order of writes, marks and bindings |
+//! | rule of lease.md | where it is kept | why that is safe |
+//! |---|---|---|
+//! | R1 clocks | `ebpf/src/member.rs`; D is [`Members::silence`] | A's lease ends L after a frame that B received later than that; B waits for L(1 + rho) and slack from the receipt. So B's wait ends after the lease, by whichever clock. |
+//! | R2 incarnations | kernel; the store allots them (`store::etcd::next_incarnation`); `incarnation` | A grant made to an earlier life names another incarnation, and none is allotted twice, so it can't prolong a later one. |
+//! | R3 verdicts | `verdicts` asks when nothing was heard for D; the kernel program `condemn` decides, in one step; then it counts | After it the kernel grants nothing up to that incarnation, and what it granted before has run out. Both are pinned, so a verdict is as true after a restart. |
+//! | R4 lost memory | `verdicts`: none for D after a start that found no memory; `born` in the kernel | Whatever was granted before has run out after D. Whatever may have been called dead before was allotted before, and is granted nothing. |
+//! | R5 mark | `ebpf/src/permission.rs`; `agent/src/io/kernel` clears a mark of another incarnation at start | A record names the incarnation that verdicts are about. As any other one this node serves nothing, so calling that one dead is enough. |
+//! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried | What was read may be about to change by a write of our own that is under way; what was written by compare-and-swap can be changed only by us, or after verdicts against the incarnation that it names. |
+//! | R7 release | `ownership`: sent when the mark is known to be off; after it, a touch is needed to serve again | Whoever takes after a release finds nobody serving, and a release that lands late lands on a revision that no mark was set for. |
+//! | R8 one agent | `agent/src/control/lock.rs`, for the life of the process | Two agents could each count the other's writes as their own. The master's record is one of those below and decides nothing of ownership. |
+//! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead | That majority meets every majority that could grant the lease in a node that never will again. The revision says that the record still names the incarnation that they have called dead. |
+//! | R10 members | records are judged in the version that they name or the one after it ([`Members::judges`]); `baton apply` changes one member at a time, and not before the last change is final; adopting a version is a new incarnation (`agent/src/slow/cluster.rs`), and frames of others are neither heard nor granted | Majorities of two lists that differ by one member meet, as majorities of one list do. Of lists further apart, or with other times, nothing is judged. An agent that lags takes nothing that a later list is counted in, so what is final stays so. |
+//! | R11 oneself | `verdicts`: of other members only | A node hears itself by no frames and grants itself for ever: its own verdict would be no promise to grant nothing. |
+//! | R12 routers | `reroute` keeps the order of writes, marks and bindings; the peer's own lease and mark in its kernel | The owner has stopped answering in the segment before the peer can be named, and the peer has stopped, confirmed, before its entry goes, or is as dead as an owner must be. Nobody takes while a peer may answer. |
+//!
+//! Safety is tried by the model (`model`, a test), rule by rule, and so is that service comes back where it can.
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
 //! where they don't the compare-and-swap decides.
@@ -25,6 +31,8 @@ mod reroute;
 #[cfg(test)]
 mod reroute_tests;
 mod succession;
+#[cfg(test)]
+mod tests;
 mod verdicts;
 mod view;
 
@@ -162,16 +170,17 @@ impl Cluster {
         heard.is_some_and(|at| self.read.since(at) < self.members.silence())
     }
 
-    /// Do other nodes hear one another in this segment? What a node said before it fell silent shows nothing.
+    /// Do other nodes hear one another in this segment? Of those that this node does not hear by any segment nothing is
+    /// known: what they last told of themselves says nothing of now.
     fn lives_elsewhere(&self, segment: &str) -> bool {
         let heard = self.reading.peers.iter().filter(|p| self.is_heard(p, self.read));
-        let others = heard.filter_map(|p| self.nodes.get(&self.name(p.slot)));
-        let mut ports = others.flat_map(|node| &node.ports);
+        let others = heard.filter_map(|p| self.members.nodes.iter().find(|m| m.slot == p.slot));
+        let mut ports = others.filter_map(|m| self.nodes.get(&m.name)).flat_map(|node| &node.ports);
         ports.any(|p| p.segment == segment && p.usable && p.hears)
     }
 
     fn name(&self, slot: u8) -> String {
-        let member = self.members.nodes.iter().find(|m| m.slot == slot);
+        let member = self.members.judged().find(|m| m.slot == slot);
         member.map_or_else(|| format!("#{slot}"), |m| m.name.clone())
     }
 }

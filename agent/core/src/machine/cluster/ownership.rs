@@ -252,6 +252,11 @@ impl Machine {
     fn take_if_due(&mut self, server: &str, current: Option<(Record, u64)>, successor: Option<Successor>) {
         let now = self.now;
         let Some(cluster) = &mut self.cluster else { return };
+        // Of a later version of the member list: this agent is about to start anew with it. A list change that is final must
+        // stay so.
+        if current.as_ref().is_some_and(|(r, _)| r.members > cluster.members.version) {
+            return;
+        }
         let left = |r: &Record| r.released.is_some() || cluster.is_dead(r);
         let free = current.as_ref().is_none_or(|(r, _)| left(r) && cluster.is_unrouted(r));
         if !free {

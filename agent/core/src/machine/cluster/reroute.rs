@@ -31,8 +31,8 @@ pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 impl Cluster {
     /// Does a majority call this peer dead?
     pub(super) fn is_router_dead(&self, via: &Via) -> bool {
-        let Some(peer) = self.members.get(&via.node) else { return false };
-        via.members == self.members.version
+        let Some(peer) = self.members.judged().find(|m| m.name == via.node) else { return false };
+        self.members.judges(via.members)
             && self.accusers(peer.slot, via.incarnation).count() >= self.members.majority()
     }
 

@@ -41,6 +41,7 @@ fn members() -> Members {
         slack: Duration::ZERO,
         rho_ppm: 0,
         nodes: NAMES.iter().zip(0..).map(|(name, slot)| Member { name: (*name).to_owned(), slot }).collect(),
+        before: Vec::new(),
     }
 }
 

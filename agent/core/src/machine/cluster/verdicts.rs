@@ -27,14 +27,14 @@ impl Cluster {
 
     /// Does a majority call the owner in this record dead (R9)?
     pub(super) fn is_dead(&self, record: &Record) -> bool {
-        let Some(owner) = self.members.get(&record.node) else { return false };
-        record.members == self.members.version
+        let Some(owner) = self.members.judged().find(|m| m.name == record.node) else { return false };
+        self.members.judges(record.members)
             && self.accusers(owner.slot, record.incarnation).count() >= self.members.majority()
     }
 
     /// The highest incarnation of a member that is known to have served, or may.
     pub(super) fn latest(&self, peer: &PeerSample) -> u64 {
-        let name = self.members.nodes.iter().find(|m| m.slot == peer.slot).map(|m| m.name.as_str());
+        let name = self.members.judged().find(|m| m.slot == peer.slot).map(|m| m.name.as_str());
         let records = self.records.values().filter(|(r, _)| Some(r.node.as_str()) == name);
         records.map(|(r, _)| r.incarnation).chain([peer.incarnation]).max().unwrap_or(0)
     }
@@ -42,7 +42,8 @@ impl Cluster {
     /// When this member is to be called dead, if nothing more is heard of it, and up to which incarnation.
     fn due(&self, peer: &PeerSample, steady_since: Time) -> Option<(Time, u64)> {
         let incarnation = self.latest(peer);
-        if incarnation == 0 || peer.slot == self.slot || self.verdict(self.slot, peer.slot) >= incarnation {
+        let oneself = peer.slot == self.slot && !self.counts_oneself();
+        if incarnation == 0 || oneself || self.verdict(self.slot, peer.slot) >= incarnation {
             return None;
         }
         // Silence counts only against probes that were really sent.

@@ -1,0 +1,105 @@
+//! What a machine of a cluster does with what it reads. The model has the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::cluster::{Member, Members, NodePort, NodeRecord, StoreRequest};
+use crate::config::{Config, PortConfig, PortFailback, Segment, Timing};
+use crate::{
+    Attachment, ClusterStart, Effect, Found, IfIndex, Input, Link, Machine, PeerReading, PeerSample, Start,
+    Time,
+};
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn ms(ms: u64) -> Time {
+    Time(1_000_000_000_000) + Duration::from_millis(ms)
+}
+
+fn node(hears: bool) -> NodeRecord {
+    let port = NodePort {
+        number: 1,
+        interface: "p0".into(),
+        segment: "office".into(),
+        mac: MAC,
+        usable: true,
+        hears,
+    };
+    NodeRecord { incarnation: 1, witness: false, ports: vec![port] }
+}
+
+fn start() -> Start {
+    let member = |(name, slot): (&str, u8)| Member { name: name.into(), slot };
+    let members = Members {
+        version: 1,
+        probe_interval: Duration::from_millis(10),
+        lease: Duration::from_millis(50),
+        slack: Duration::from_millis(5),
+        rho_ppm: 0,
+        nodes: [("a", 0), ("b", 1), ("c", 2)].map(member).to_vec(),
+        before: Vec::new(),
+    };
+    let nodes = [("b".to_owned(), node(true)), ("c".to_owned(), node(false))];
+    let cluster = ClusterStart {
+        members,
+        nodes: BTreeMap::from(nodes),
+        witness: false,
+        lost_memory: false,
+        verdicts: BTreeMap::new(),
+    };
+    let config = Config {
+        node: "a".into(),
+        ports: vec![PortConfig { interface: "p0".into(), segment: "office".into() }],
+        timing: Timing::default(),
+        segments: vec![Segment {
+            name: "office".into(),
+            subnets: vec!["10.0.0.0/24".parse().unwrap()],
+            gateway: Vec::new(),
+            probe_targets: Vec::new(),
+            port_failback: PortFailback::Stay,
+        }],
+        servers: Vec::new(),
+    };
+    let link = Link { ifindex: IfIndex(1), name: "p0".into(), up: true, carrier: true, mac: MAC };
+    Start {
+        config,
+        incarnation: 1,
+        found: Found { links: vec![link], addresses: Vec::new() },
+        bound: BTreeMap::new(),
+        marked: BTreeSet::new(),
+        routed: BTreeSet::new(),
+        cluster: Some(cluster),
+    }
+}
+
+/// Is this node's port published as of use after the port itself has heard nobody for half a second, while it hears these nodes
+/// some other way?
+fn stays_usable(b: Option<Time>, c: Option<Time>) -> bool {
+    let mut machine = Machine::new();
+    machine.handle(ms(0), Input::Start(Box::new(start())));
+    machine.handle(ms(0), Input::Attached(IfIndex(1), Attachment::Native));
+    let mut usable = true;
+    for at in (0..50).map(|n| ms(1000 + 10 * n)) {
+        let now = |last: Option<Time>| Some(last.unwrap_or(at));
+        let sample =
+            |slot, answered| PeerSample { slot, incarnation: 1, heard: answered, answered, refuses: false };
+        let reading = PeerReading {
+            peers: vec![sample(1, now(b)), sample(2, now(c))],
+            steady_since: ms(0),
+            lease: Some(at + Duration::from_millis(50)),
+            ports: vec![(IfIndex(1), None)],
+        };
+        for effect in machine.handle(at, Input::Peers(reading)) {
+            if let Effect::Store(StoreRequest::Publish(node)) = effect {
+                usable = node.ports.iter().all(|p| p.usable);
+            }
+        }
+    }
+    usable
+}
+
+#[test]
+fn only_who_is_heard_can_say_that_a_segment_lives() {
+    assert!(!stays_usable(None, None), "b is heard and hears the segment: this node's port is out of touch");
+    assert!(stays_usable(Some(ms(10)), None), "b is gone; what it last told says nothing of now");
+}
