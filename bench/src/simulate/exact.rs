@@ -9,7 +9,7 @@ use good_lp::{
     Expression, ProblemVariables, Solution, SolutionStatus, SolverModel, Variable, WithTimeLimit, variable,
 };
 
-use super::rivals::owners;
+use super::rivals::{Owners, owners};
 
 /// A solver that has found no proof by then gives up, and the case is left out, which is said.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,8 +40,8 @@ pub fn lowest(situation: &Situation) -> Result<Option<f64>> {
     Ok(matches!(solution.status(), SolutionStatus::Optimal).then(|| solution.value(top)))
 }
 
-/// The fewest moves after which no node is above `level`.
-pub fn fewest_moves(situation: &Situation, level: f64) -> Result<Option<usize>> {
+/// Owners after the fewest moves after which no node is above `level`.
+pub fn fewest_moves(situation: &Situation, level: f64) -> Result<Option<Owners>> {
     let mut vars = ProblemVariables::new();
     let places = places(&mut vars, situation);
     let owners = owners(situation);
@@ -59,15 +59,15 @@ pub fn fewest_moves(situation: &Situation, level: f64) -> Result<Option<usize>> 
     }
     // The solver is checked rather than believed.
     let mut loads = vec![0.0; situation.nodes.len()];
-    let mut stays = 0;
-    for ((server, row), owner) in situation.servers.iter().zip(&places).zip(&owners) {
+    let mut after = Vec::new();
+    for (server, row) in situation.servers.iter().zip(&places) {
         let node = (0..row.len())
             .find(|n| solution.value(row[*n]) > 0.5)
             .context("a virtual server without node")?;
         loads[node] += server.load;
-        stays += usize::from(node == *owner);
+        after.push(node);
     }
     let fits = loads.iter().zip(&situation.nodes).all(|(load, n)| load / n.capacity <= level + 1e-6);
     ensure!(fits, "the solver's answer breaks its own limits");
-    Ok(Some(situation.servers.len() - stays))
+    Ok(Some(after))
 }

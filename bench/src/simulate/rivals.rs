@@ -29,6 +29,15 @@ pub fn highest(situation: &Situation, owners: &Owners) -> f64 {
     loads.iter().zip(&situation.nodes).map(|(load, n)| load / n.capacity).fold(0.0, f64::max)
 }
 
+/// The sum of squared levels, each by its node's capacity: what the planner lowers after the highest.
+pub fn squares(situation: &Situation, owners: &Owners) -> f64 {
+    let mut loads = vec![0.0; situation.nodes.len()];
+    for (server, owner) in situation.servers.iter().zip(owners) {
+        loads[*owner] += server.load;
+    }
+    loads.iter().zip(&situation.nodes).map(|(load, n)| load * load / n.capacity).sum()
+}
+
 /// How many have another owner.
 pub fn moves(before: &Owners, after: &Owners) -> usize {
     before.iter().zip(after).filter(|(a, b)| a != b).count()
