@@ -3,8 +3,8 @@
 //!
 //! Three nodes with Baton, each of which serves an address, and beside them keepalived with an advertisement every 10 ms, under
 //! the same stress at the same time. It is counted on the wire, for both alike: how often an address was announced by another
-//! node than before; and by what Baton's agents noted. Witnesses on every processor say for how long the machine itself stood
-//! still.
+//! node than before; and by what Baton's agents noted. Witnesses on every processor say for how long it ran not even the most urgent
+//! thread: the machine stood still, or the kernel throttled real-time work, because of the SCHED_FIFO process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -190,8 +190,8 @@ fn stress(kind: Kind, arguments: &Arguments, rows: &mut Vec<Row>, remarks: &mut 
     let word = if wrong == 0.0 && seen.doubles.is_empty() { "reached" } else { "MISSED" };
     remarks.push(format!(
         "{word}: {name}: {:.1} minutes of stress: {} takeovers on the wire (keepalived beside it: {}), {} verdicts, {} takeovers \
-         or moves, {ports} port verdicts, {} double answers; the machine stalled for {stall:.1?} at most, {silence} times for \
-         longer than the lease",
+         or moves, {ports} port verdicts, {} double answers; a processor ran nothing urgent for {stall:.1?} at most, \
+         {silence} times for longer than the lease",
         over.as_secs_f64() / 60.0,
         ours.changes,
         peers.changes,
@@ -206,7 +206,7 @@ fn stress(kind: Kind, arguments: &Arguments, rows: &mut Vec<Row>, remarks: &mut 
         let near = witness.longest(at.saturating_sub(Duration::from_millis(200)), *at);
         let after = (*at - begun).as_secs_f64();
         remarks.push(format!(
-            "  {after:9.3} s {node}: {event} (the machine stalled for {near:.1?} just before)"
+            "  {after:9.3} s {node}: {event} (a processor ran nothing urgent for {near:.1?} just before)"
         ));
     }
     Ok(())

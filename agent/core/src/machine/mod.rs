@@ -48,6 +48,8 @@ const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 const CLAIM_EXPIRES: Duration = Duration::from_secs(60);
 /// What fails in the same way all the time is told once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// An announcement that could not be sent is sent this much later.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(5);
 /// Half-life of measured rates.
 const RATE_HALF_LIFE: Duration = Duration::from_secs(30);
 
@@ -435,6 +437,8 @@ impl Machine {
                     server.routing.clear();
                 }
             }
+            // A burst of many may overrun what the port can take.
+            Effect::Announce(_, address) => self.repeats.soon(self.now + ANNOUNCE_AGAIN, address),
             Effect::Permit { address, .. } => {
                 self.unpermitted.insert(address);
             }
@@ -445,7 +449,6 @@ impl Machine {
             | Effect::Mark { .. }
             | Effect::Forget(_)
             | Effect::ForgetUnresolved(_)
-            | Effect::Announce(..)
             | Effect::Condemn { .. }
             | Effect::Incarnation(_)
             | Effect::Store(_)

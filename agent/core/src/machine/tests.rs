@@ -444,6 +444,15 @@ fn what_fails_is_told_and_tried_again() {
 }
 
 #[test]
+fn an_announcement_that_could_not_be_sent_is_sent_soon() {
+    let mut m = serving(config(&["a", "b"], &[("s", 1, &["10.0.0.10/24"])]));
+    let announce = Effect::Announce(A, ip("10.0.0.10"));
+    m.handle(S, Input::Failed(Box::new(announce.clone()), "no buffer space".into()));
+    assert_eq!(m.deadline().map(|d| d <= S + ANNOUNCE_AGAIN), Some(true));
+    assert_eq!(deeds(m.handle(S + ANNOUNCE_AGAIN, Input::Wake)), [announce]);
+}
+
+#[test]
 fn a_port_without_kernel_programs_is_not_used() {
     let mut m = serving(config(&["a", "b"], &[("s", 1, &["10.0.0.10/24"])]));
     m.handle(S, Input::LinkGone(A));
