@@ -400,7 +400,7 @@ impl Driver {
 
     /// Probes the ports that there are now.
     fn probe_ports(&mut self, after: &Input) {
-        if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Wake) {
+        if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Minute(_) | Input::Wake) {
             return; // changes none
         }
         match self.prober.set_ports(self.machine.probe_ports()) {

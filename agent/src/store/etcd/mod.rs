@@ -220,17 +220,52 @@ impl Etcd {
             return Ok(false);
         }
         let next = current + 1;
-        self.delete_prefix(&self.keys.definitions(next)).await?; // of somebody who was interrupted
-        for (index, chunk) in text.as_bytes().chunks(CHUNK).enumerate() {
-            self.put(&self.keys.chunk(next, index), chunk.to_vec()).await?;
-        }
-        if !self.swap_surely(&key, revision, next.to_string()).await? {
+        // Somebody else may be doing the same: nothing is touched once another generation is in force, and only what was
+        // written here, as a whole, comes into force.
+        let still = Compare::mod_revision(key.clone(), CompareOp::Equal, revision);
+        let old = DeleteOptions::new().with_prefix(); // of somebody who was interrupted
+        let clear = [TxnOp::delete(self.keys.definitions(next), Some(old))];
+        if self.guarded(&still, clear).await?.is_none() {
             return Ok(false);
         }
-        if let Some(old) = next.checked_sub(KEPT_GENERATIONS + 1) {
+        let mut all = vec![still.clone()];
+        for (index, chunk) in text.as_bytes().chunks(CHUNK).enumerate() {
+            let chunk_key = self.keys.chunk(next, index);
+            let Some(at) = self.guarded(&still, [TxnOp::put(chunk_key.clone(), chunk, None)]).await? else {
+                return Ok(false);
+            };
+            all.push(Compare::mod_revision(chunk_key, CompareOp::Equal, at));
+        }
+        let switch = Txn::new().when(all.clone()).and_then([TxnOp::put(key, next.to_string(), None)]);
+        let switched =
+            match self.endpoints.ask_once(async |mut client| client.txn(switch.clone()).await).await? {
+                Some(response) => response.succeeded(),
+                None => self.is_in_force(next, all.split_off(1)).await?,
+            };
+        if switched && let Some(old) = next.checked_sub(KEPT_GENERATIONS + 1) {
             self.delete_prefix(&self.keys.definitions(old)).await?;
         }
-        Ok(true)
+        Ok(switched)
+    }
+
+    /// Is this generation in force, with chunks that are still as they were written?
+    async fn is_in_force(&self, generation: u64, mut chunks: Vec<Compare>) -> Result<bool, EtcdError> {
+        let value = generation.to_string();
+        chunks.push(Compare::value(self.keys.generation(), CompareOp::Equal, value));
+        let ask = Txn::new().when(chunks).and_then([TxnOp::put(self.keys.reading(), "", None)]);
+        let response = self.endpoints.ask(async |mut client| client.txn(ask.clone()).await).await?;
+        Ok(response.succeeded())
+    }
+
+    /// Does this if `still` holds; may do it twice. Returns the revision, `None`: it doesn't hold.
+    async fn guarded(
+        &self,
+        still: &Compare,
+        operations: impl Into<Vec<TxnOp>>,
+    ) -> Result<Option<i64>, EtcdError> {
+        let ask = Txn::new().when([still.clone()]).and_then(operations);
+        let response = self.endpoints.ask(async |mut client| client.txn(ask.clone()).await).await?;
+        Ok(response.succeeded().then(|| response.header().map_or(0, |h| h.revision())))
     }
 
     async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, i64)>, EtcdError> {

@@ -198,6 +198,7 @@ impl Machine {
     fn settle_own(&mut self, index: usize, record: Record, revision: u64) {
         let server = self.servers[index].name.clone();
         if self.servers[index].marked {
+            self.wish_fulfilled(&server);
             let Some((next, reason)) = self.give_up(index) else { return };
             self.event(EventKind::Leaving { server: server.clone(), to: next.clone(), reason });
             self.stop_serving(index);
@@ -215,6 +216,17 @@ impl Machine {
         }
     }
 
+    /// Removes an administrator's wish that this node should have what it has: whoever made it may be gone.
+    fn wish_fulfilled(&mut self, server: &str) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.wishes.get(server).is_some_and(|(to, _)| *to == cluster.me)
+            && let Some((_, revision)) = cluster.wishes.remove(server)
+        {
+            let server = server.to_owned();
+            self.out.push(Effect::Store(StoreRequest::MoveDone { server, revision }));
+        }
+    }
+
     /// For whom it is being given up, if it is.
     fn leaving(&mut self, server: &str) -> Option<(String, Reason)> {
         self.cluster.as_mut()?.leaving.remove(server)
@@ -224,7 +236,10 @@ impl Machine {
     fn take_if_due(&mut self, server: &str, current: Option<(Record, u64)>, successor: Option<Successor>) {
         let now = self.now;
         let Some(cluster) = &mut self.cluster else { return };
-        let free = current.as_ref().is_none_or(|(r, _)| r.released.is_some() || cluster.is_dead(r));
+        // A master that is no member any more is none.
+        let left = |r: &Record| server == MASTER && cluster.members.get(&r.node).is_none();
+        let free =
+            current.as_ref().is_none_or(|(r, _)| r.released.is_some() || cluster.is_dead(r) || left(r));
         if !free {
             cluster.vacant.remove(server);
             return;
