@@ -530,6 +530,8 @@ impl Driver {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => {
                     Ok(())
                 }
+                // The kernel programs let nothing out without a lease; when one begins core announces again.
+                Err(e) if self.cluster.is_some() && e.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
                 other => other.map_err(FastError::Packet),
             },
             Effect::Event(event) => {

@@ -63,7 +63,7 @@ fn two_members_at_once_are_refused() -> Result<()> {
     let mut cluster = three_of_four("two-steps")?;
     let judge = cluster.judge()?;
     let before = cluster.etcd.ctl(&["get", "--prefix", "/baton/lab/"])?.stdout;
-    cluster.spec().members = ["n1", "n2", "n4"].map(str::to_owned).to_vec();
+    cluster.spec().members.extend(["n4", "n5"].map(str::to_owned));
     let refused = cluster.apply().map_err(|e| format!("{e:?}")).err().unwrap_or_default();
     ensure!(refused.contains("2 members would change at once"), "{refused}");
     let after = cluster.etcd.ctl(&["get", "--prefix", "/baton/lab/"])?.stdout;

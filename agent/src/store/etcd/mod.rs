@@ -12,6 +12,7 @@
 //! | `move/<virtual server>` | the node it is wanted on |
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
+//! | `adopted/<node>` | the generation that the node has started with |
 //! | `a-reading` | nothing: written to read by a write |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
@@ -20,6 +21,8 @@
 mod endpoints;
 mod keys;
 mod serve;
+
+use std::collections::BTreeMap;
 
 use baton_core::cluster::{Members, StoreChange};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
@@ -171,6 +174,32 @@ impl Etcd {
             true => self.put(&key, "1".to_owned()).await,
             false => self.delete(&key).await,
         }
+    }
+
+    /// Says which generation of the definitions a node has started with.
+    ///
+    /// # Errors
+    /// Nobody answers; the name is none.
+    pub async fn set_adopted(&self, node: &str, generation: u64) -> Result<(), EtcdError> {
+        self.put(&self.keys.adopted(node)?, generation.to_string()).await
+    }
+
+    /// Which generation of the definitions each node has started with.
+    ///
+    /// # Errors
+    /// Nobody answers; a value is damaged.
+    pub async fn adopted(&self) -> Result<BTreeMap<String, u64>, EtcdError> {
+        let prefix = self.keys.all_adopted();
+        let options = GetOptions::new().with_prefix();
+        let read =
+            self.endpoints.ask(async |mut client| client.get(prefix.clone(), Some(options.clone())).await);
+        let mut all = BTreeMap::new();
+        for kv in read.await?.kvs() {
+            let key = String::from_utf8_lossy(kv.key());
+            let node = key.strip_prefix(&prefix).unwrap_or_default().to_owned();
+            all.insert(node, parse(&key, "number", kv.value())?);
+        }
+        Ok(all)
     }
 
     /// Says that a virtual server is wanted on a node; `None`: no longer.
