@@ -215,6 +215,14 @@ impl Agent {
         process::run(self.host.namespaces(), baton_command(&self.binary, arguments))
     }
 
+    /// Starts the program with these arguments in the host, with the agent's configuration, and doesn't wait for its end.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Process, LabError> {
+        self.host.spawn(baton_command(&self.binary, arguments))
+    }
+
     /// `baton clean`, after the agent has ended. Returns what it printed.
     ///
     /// # Errors

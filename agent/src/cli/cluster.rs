@@ -22,7 +22,7 @@ fn other(error: impl std::fmt::Display) -> CliError {
 
 fn etcd(loaded: &Loaded) -> Result<Etcd, CliError> {
     match &loaded.agent.store.kind {
-        StoreKind::Etcd(config) => Etcd::new(config).map_err(other),
+        StoreKind::Etcd(config) => Ok(Etcd::new(config).map_err(other)?.patient()),
         StoreKind::File => Err(CliError::Other(
             "this node is no member of a cluster: its configuration has the store \"file\"".to_owned(),
         )),

@@ -84,6 +84,8 @@ impl Turn {
 /// The cluster's part of that.
 pub(super) struct Joining {
     etcd: Etcd,
+    /// Of the thread that waits: connections belong to the thread that made them.
+    idle: Etcd,
     known: Known,
     pub start: ClusterStart,
     pub membership: Membership,
@@ -122,12 +124,12 @@ pub(super) fn join(
         }
     })?;
     // What the store told meanwhile is read again by the thread that serves it, on connections of its own.
-    let etcd = Etcd::new(etcd_config)?;
+    let (etcd, idle) = (Etcd::new(etcd_config)?, Etcd::new(etcd_config)?);
     Ok(joined.map(|(config, incarnation, known, start, membership)| Joined {
         config,
         incarnation,
         key,
-        cluster: Some(Joining { etcd, known, start, membership }),
+        cluster: Some(Joining { etcd, idle, known, start, membership }),
     }))
 }
 
@@ -232,7 +234,7 @@ impl Joining {
         let own = members.nodes.iter().find(|m| m.slot == *slot);
         let earlier = members.nodes.iter().filter(|m| m.slot < *slot);
         Turn {
-            etcd: self.etcd.clone(),
+            etcd: self.idle.clone(),
             node: own.map(|m| m.name.clone()).unwrap_or_default(),
             known: self.known,
             earlier: earlier.map(|m| m.name.clone()).collect(),

@@ -96,6 +96,7 @@ fn an_agent_that_has_missed_a_compacted_history_reads_everything_again() -> Resu
     // Without its member, which would tell it everything later, in order.
     cluster.agent_mut("n2")?.process().pause()?;
     cluster.etcd.kill("n2")?;
+    cluster.etcd.wait_healthy(LONG)?; // it may have been the leader
     let put = |key: &str, value: &str| -> Result<u64> {
         let output = cluster.etcd.ctl(&["put", "-w", "json", &format!("/baton/lab/{key}"), value])?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;

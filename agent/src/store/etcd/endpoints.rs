@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 
+use tokio::sync::watch;
+
 use super::EtcdError;
 use crate::config::EtcdConfig;
 
@@ -16,8 +18,10 @@ const PATIENCE: [Duration; 4] = [
     Duration::from_millis(80),
     Duration::from_millis(250),
 ];
-/// No new round begins after this long.
+/// No new round begins after this long, when an agent asks,
 const LIMIT: Duration = Duration::from_secs(1);
+/// and when somebody does who has time.
+const PATIENT_LIMIT: Duration = Duration::from_secs(10);
 /// The local member is preferred again after so long.
 const BACK_HOME: Duration = Duration::from_secs(5);
 /// A connection that has failed for so long is made anew.
@@ -27,6 +31,8 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Endpoints {
     options: ConnectOptions,
+    /// No new round begins after this long.
+    limit: Duration,
     state: Arc<Mutex<State>>,
 }
 
@@ -41,6 +47,9 @@ struct State {
 struct Endpoint {
     url: String,
     client: Option<Client>,
+    /// A connection that is being made. It takes longer than one request may: with TLS and a password that etcd checks slowly
+    /// on purpose, some hundred milliseconds.
+    connecting: Option<watch::Receiver<Option<Result<Client, String>>>>,
     failing_since: Option<Instant>,
 }
 
@@ -77,10 +86,16 @@ impl Endpoints {
             let password = String::from_utf8_lossy(&read(&credentials.password_file)?).trim_end().to_owned();
             options = options.with_user(&credentials.user, password);
         }
-        let endpoint = |url: &String| Endpoint { url: url.clone(), client: None, failing_since: None };
+        let endpoint =
+            |url: &String| Endpoint { url: url.clone(), client: None, connecting: None, failing_since: None };
         let all = config.endpoints.iter().map(endpoint).collect();
         let state = State { all, first: 0, away_since: Instant::now() };
-        Ok(Endpoints { options, state: Arc::new(Mutex::new(state)) })
+        Ok(Endpoints { options, limit: LIMIT, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// The same, for somebody who has time.
+    pub fn patient(self) -> Endpoints {
+        Endpoints { limit: PATIENT_LIMIT, ..self }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -107,17 +122,36 @@ impl Endpoints {
         self.client(index).await.map_err(|last| EtcdError::Unreachable { endpoints: self.url(index), last })
     }
 
+    /// The connection to this member. Who stops waiting for it leaves it to be made, for the next one.
     async fn client(&self, index: usize) -> Result<Client, String> {
-        let url = {
-            let state = self.state();
-            if let Some(client) = &state.all[index].client {
+        let mut connecting = {
+            let mut state = self.state();
+            let endpoint = &mut state.all[index];
+            if let Some(client) = &endpoint.client {
                 return Ok(client.clone());
             }
-            state.all[index].url.clone()
+            // The runtime of whoever began may be gone, and the attempt with it.
+            let alive = endpoint.connecting.take().filter(|c| c.has_changed().is_ok());
+            let connecting = alive.unwrap_or_else(|| {
+                let (done, connecting) = watch::channel(None);
+                let (url, options) = (endpoint.url.clone(), self.options.clone());
+                tokio::spawn(async move {
+                    let made = Client::connect([url], Some(options)).await;
+                    done.send_replace(Some(made.map_err(|e| e.to_string())));
+                    done.closed().await; // until somebody has taken it
+                });
+                connecting
+            });
+            endpoint.connecting.insert(connecting).clone()
         };
-        let client = Client::connect([url], Some(self.options.clone())).await.map_err(|e| e.to_string())?;
-        self.state().all[index].client = Some(client.clone());
-        Ok(client)
+        let made = connecting.wait_for(Option::is_some).await.ok().and_then(|made| (*made).clone());
+        let made = made.unwrap_or_else(|| Err("nobody makes the connection any more".to_owned()));
+        let mut state = self.state();
+        state.all[index].connecting = None;
+        if let Ok(client) = &made {
+            state.all[index].client = Some(client.clone());
+        }
+        made
     }
 
     fn worked(&self, index: usize) {
@@ -175,10 +209,10 @@ impl Endpoints {
         }
     }
 
-    /// Asks something that may be asked twice, of one after the other, until there is an answer: for about a second.
+    /// Asks something that may be asked twice, of one after the other, until there is an answer or the limit has come.
     pub async fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T, Error>) -> Result<T, EtcdError> {
         let mut last = String::new();
-        for patience in rounds() {
+        for patience in rounds(self.limit) {
             for index in self.order() {
                 match self.one(index, patience, &ask).await {
                     Outcome::Done(answer) => return Ok(answer),
@@ -199,7 +233,7 @@ impl Endpoints {
         ask: impl AsyncFn(Client) -> Result<T, Error>,
     ) -> Result<Option<T>, EtcdError> {
         let mut last = String::new();
-        for patience in rounds() {
+        for patience in rounds(self.limit) {
             for index in self.order() {
                 match self.one(index, patience, &ask).await {
                     Outcome::Done(answer) => return Ok(Some(answer)),
@@ -221,11 +255,11 @@ impl Endpoints {
     }
 }
 
-/// How long to wait for each member, round after round, for about a second in all.
-fn rounds() -> impl Iterator<Item = Duration> {
+/// How long to wait for each member, round after round, for about this long in all.
+fn rounds(limit: Duration) -> impl Iterator<Item = Duration> {
     let start = Instant::now();
     let patience = PATIENCE.into_iter().chain(std::iter::repeat(PATIENCE[PATIENCE.len() - 1]));
-    patience.take_while(move |_| start.elapsed() < LIMIT)
+    patience.take_while(move |_| start.elapsed() < limit)
 }
 
 /// What an error says of the request. gRPC codes: 3 invalid argument, 7 permission denied, 16 unauthenticated, 14

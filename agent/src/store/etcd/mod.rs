@@ -99,6 +99,11 @@ impl Etcd {
         Ok(Etcd { endpoints: Endpoints::new(config)?, keys: keys::Keys::new(&config.cluster) })
     }
 
+    /// The same, for somebody who has time: an administrator, who would have to ask again.
+    pub fn patient(self) -> Etcd {
+        Etcd { endpoints: self.endpoints.patient(), ..self }
+    }
+
     /// Everything but the definitions, in one linearizable reading, and the revision it was read at.
     ///
     /// # Errors
