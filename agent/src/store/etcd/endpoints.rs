@@ -49,8 +49,22 @@ struct Endpoint {
     client: Option<Client>,
     /// A connection that is being made. It takes longer than one request may: with TLS and a password that etcd checks slowly
     /// on purpose, some hundred milliseconds.
-    connecting: Option<watch::Receiver<Option<Result<Client, String>>>>,
+    connecting: Option<watch::Receiver<Option<Result<Client, NoClient>>>>,
     failing_since: Option<Instant>,
+}
+
+/// Why there is no connection.
+#[derive(Clone)]
+struct NoClient {
+    /// It was refused: the password is wrong.
+    refused: bool,
+    reason: String,
+}
+
+impl NoClient {
+    fn outcome<T>(self) -> Outcome<T> {
+        if self.refused { Outcome::Refused(self.reason) } else { Outcome::NotDone(self.reason) }
+    }
 }
 
 /// What came of asking one member.
@@ -119,11 +133,12 @@ impl Endpoints {
     /// A connection to the one that is to be asked first; for watching.
     pub async fn first(&self) -> Result<Client, EtcdError> {
         let index = self.order().first().copied().unwrap_or(0);
-        self.client(index).await.map_err(|last| EtcdError::Unreachable { endpoints: self.url(index), last })
+        let client = self.client(index).await;
+        client.map_err(|e| EtcdError::Unreachable { endpoints: self.url(index), last: e.reason })
     }
 
     /// The connection to this member. Who stops waiting for it leaves it to be made, for the next one.
-    async fn client(&self, index: usize) -> Result<Client, String> {
+    async fn client(&self, index: usize) -> Result<Client, NoClient> {
         let mut connecting = {
             let mut state = self.state();
             let endpoint = &mut state.all[index];
@@ -137,7 +152,9 @@ impl Endpoints {
                 let (url, options) = (endpoint.url.clone(), self.options.clone());
                 tokio::spawn(async move {
                     let made = Client::connect([url], Some(options)).await;
-                    done.send_replace(Some(made.map_err(|e| e.to_string())));
+                    let refused = |e: &Error| matches!(judge::<()>(e), Outcome::Refused(_));
+                    let made = made.map_err(|e| NoClient { refused: refused(&e), reason: e.to_string() });
+                    done.send_replace(Some(made));
                     done.closed().await; // until somebody has taken it
                 });
                 connecting
@@ -145,7 +162,9 @@ impl Endpoints {
             endpoint.connecting.insert(connecting).clone()
         };
         let made = connecting.wait_for(Option::is_some).await.ok().and_then(|made| (*made).clone());
-        let made = made.unwrap_or_else(|| Err("nobody makes the connection any more".to_owned()));
+        let made = made.unwrap_or_else(|| {
+            Err(NoClient { refused: false, reason: "nobody makes the connection any more".to_owned() })
+        });
         let mut state = self.state();
         state.all[index].connecting = None;
         if let Ok(client) = &made {
@@ -181,7 +200,7 @@ impl Endpoints {
             Ok(Ok(client)) => client,
             Ok(Err(e)) => {
                 self.failed(index);
-                return Outcome::NotDone(e);
+                return e.outcome();
             }
             Err(_) => {
                 self.failed(index);
