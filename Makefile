@@ -21,7 +21,7 @@ BPF_LINKER_VERSION := 0.13.0
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
 # etcd runs in the lab only: nothing is started on this machine.
 DEMO_PACKAGES := etcd-server etcd-client
-TEST_PACKAGES := iputils-ping
+TEST_PACKAGES := iputils-ping openssl libfaketime
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 

@@ -128,6 +128,8 @@ pub struct Agent {
     host: Host,
     binary: PathBuf,
     process: Process,
+    /// Of the agent, from its next start on.
+    environment: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -147,7 +149,7 @@ impl Agent {
         host.write(CONFIG_FILE, config)?;
         let binary = baton_binary()?;
         let process = host.spawn(baton_command(&binary, &["run"]))?;
-        Ok(Agent { host: host.clone(), binary, process })
+        Ok(Agent { host: host.clone(), binary, process, environment: Vec::new() })
     }
 
     /// Starts it again after [`Agent::kill`] or [`Agent::terminate`], with the configuration that is there; kills it first if it
@@ -157,8 +159,16 @@ impl Agent {
     /// When it can't be started.
     pub fn start_again(&mut self) -> Result<(), LabError> {
         self.process.kill()?;
-        self.process = self.host.spawn(baton_command(&self.binary, &["run"]))?;
+        let mut command = baton_command(&self.binary, &["run"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = self.host.spawn(command)?;
         Ok(())
+    }
+
+    /// Environment variables of the agent, from its next start on.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.environment = owned.collect();
     }
 
     /// The program that is started from now on, and that commands are given to.
@@ -203,6 +213,14 @@ impl Agent {
     /// When it can't be started; a failing command is not an error here.
     pub fn command(&self, arguments: &[&str]) -> Result<Output, LabError> {
         process::run(self.host.namespaces(), baton_command(&self.binary, arguments))
+    }
+
+    /// Starts the program with these arguments in the host, with the agent's configuration, and doesn't wait for its end.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Process, LabError> {
+        self.host.spawn(baton_command(&self.binary, arguments))
     }
 
     /// `baton clean`, after the agent has ended. Returns what it printed.

@@ -5,17 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::agent::{Agent, CONFIG_FILE};
-use crate::clock;
 use crate::error::LabError;
-use crate::etcd::{Etcd, Timers};
+use crate::etcd::{Etcd, Security, Timers};
 use crate::fault::Blackhole;
 use crate::host::wait_until;
+pub use crate::judge::{Judge, Seen};
 use crate::port::Port;
 use crate::topology::{HostSpec, Lab, Topology};
 use crate::wire::Mac;
@@ -24,14 +21,26 @@ use crate::wire::Mac;
 const KEY_FILE: &str = "/run/baton-lab/probe.key";
 /// The file for `baton apply`.
 const DEFINITIONS: &str = "/run/baton-lab/cluster.toml";
+/// Every node's ports and their segments.
+pub const PORTS: [(&str, &str); 3] = [("p0", "office"), ("p1", "office"), ("p2", "back")];
 /// Long enough for everything that happens at all.
 const LONG: Duration = Duration::from_secs(30);
 
 /// What a cluster is to be.
 #[derive(Clone, Debug)]
 pub struct ClusterSpec {
-    /// Names of the nodes.
+    /// Names of the nodes: all that there are hosts for.
     pub nodes: Vec<String>,
+    /// Those of them that are members; empty: all. Agents of the others are not started.
+    pub members: Vec<String>,
+    /// On how many of the nodes, from the first one on, etcd runs.
+    pub etcd_members: usize,
+    /// How etcd is reached; `None`: by anybody, unencrypted.
+    pub security: Option<Security>,
+    /// Names of the clients in the segment `office`; the first one is the judge's.
+    pub clients: Vec<String>,
+    /// Last byte of the first client's addresses; the others count up from it.
+    pub client_base: usize,
     /// Those of them that are witnesses.
     pub witnesses: Vec<String>,
     /// `[timing]`, as it stands in the file.
@@ -49,6 +58,11 @@ impl ClusterSpec {
     pub fn new() -> ClusterSpec {
         ClusterSpec {
             nodes: ["n1", "n2", "n3"].map(str::to_owned).to_vec(),
+            members: Vec::new(),
+            etcd_members: 3,
+            security: None,
+            clients: vec!["client".to_owned()],
+            client_base: 100,
             witnesses: Vec::new(),
             timing: "probe_interval = \"10ms\"\nlease = \"50ms\"\nhold_down = \"100ms\"\n".to_owned(),
             servers: Vec::new(),
@@ -63,6 +77,17 @@ impl ClusterSpec {
         self
     }
 
+    /// Nodes with this many names: `n1`, `n2` and so on.
+    pub fn nodes(mut self, count: usize) -> ClusterSpec {
+        self.nodes = (1..=count).map(|n| format!("n{n}")).collect();
+        self
+    }
+
+    /// Names of the members.
+    pub fn members(&self) -> &[String] {
+        if self.members.is_empty() { &self.nodes } else { &self.members }
+    }
+
     /// All addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let lists = self.servers.iter().filter_map(|(_, lines)| lines.split_once('[')?.1.split_once(']'));
@@ -73,8 +98,8 @@ impl ClusterSpec {
 
     /// The file for `baton apply`.
     pub fn definitions(&self) -> String {
-        let mut text = format!("[cluster]\nmembers = {:?}\n", self.nodes);
-        if self.nodes.len() == 2 {
+        let mut text = format!("[cluster]\nmembers = {:?}\n", self.members());
+        if self.members().len() == 2 {
             text.push_str("two_nodes_never_take_over = true\n");
         }
         text.push_str(&format!("\n[timing]\n{}\n", self.timing));
@@ -86,13 +111,14 @@ impl ClusterSpec {
         text
     }
 
-    fn node_file(&self, node: &str, endpoints: &[String]) -> String {
+    fn node_file(&self, node: &str, ports: [(&str, &str); 3], endpoints: &[String]) -> String {
         let mut text = format!("[node]\nname = {node:?}\nagent_grace = \"{}ms\"\n", self.grace.as_millis());
-        for (port, segment) in [("p0", "office"), ("p1", "office"), ("p2", "back")] {
+        for (port, segment) in ports {
             text.push_str(&format!("\n[[port]]\ninterface = {port:?}\nsegment = {segment:?}\n"));
         }
         let witness = self.witnesses.iter().any(|w| w == node);
         text.push_str(&format!("\n[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n"));
+        text.push_str(&self.security.as_ref().map(Security::store_lines).unwrap_or_default());
         text.push_str(&format!(
             "\n[cluster]\nname = \"lab\"\nkey_file = {KEY_FILE:?}\nwitness = {witness}\n"
         ));
@@ -111,11 +137,13 @@ impl Default for ClusterSpec {
 pub struct Cluster {
     /// Agents by node; those that were killed stay.
     pub agents: BTreeMap<String, Agent>,
-    /// etcd, on the first three nodes.
+    /// etcd, on the first nodes.
     pub etcd: Etcd,
     /// The lab; the client is the host `client`.
     pub lab: Lab,
     spec: ClusterSpec,
+    /// Hardware addresses that nodes were given later.
+    aliases: BTreeMap<Mac, String>,
 }
 
 impl Cluster {
@@ -125,11 +153,12 @@ impl Cluster {
     /// What fails, with the agents' logs where an address is not answered for.
     pub fn start(name: &str, spec: ClusterSpec) -> Result<Cluster, LabError> {
         let mut topology = Topology::new(name).segment("office").segment("back");
-        let client = HostSpec::new("client")
-            .ports("office", 1)
-            .address("p0", "10.0.0.100/24")
-            .address("p0", "fd00:10::100/64");
-        topology = topology.host(client);
+        for (index, client) in spec.clients.iter().enumerate() {
+            let host = HostSpec::new(client).ports("office", 1);
+            let last = spec.client_base + index;
+            let (four, six) = (format!("10.0.0.{last}/24"), format!("fd00:10::{last}/64"));
+            topology = topology.host(host.address("p0", &four).address("p0", &six));
+        }
         for (index, node) in spec.nodes.iter().enumerate() {
             let back = format!("10.99.0.{}/24", index + 1);
             topology =
@@ -142,21 +171,36 @@ impl Cluster {
             let chmod = lab.host(node)?.run("chmod", ["600", KEY_FILE])?;
             debug_assert!(chmod.status.success());
         }
-        let addresses: Vec<String> = (1..=3).map(|n| format!("10.99.0.{n}")).collect();
+        let addresses: Vec<String> = (1..=spec.etcd_members).map(|n| format!("10.99.0.{n}")).collect();
         let mut hosts = Vec::new();
         for (node, address) in spec.nodes.iter().zip(&addresses) {
             hosts.push((lab.host(node)?, address.as_str()));
         }
-        let etcd = Etcd::start(&hosts, spec.timers)?;
-        let mut cluster = Cluster { agents: BTreeMap::new(), etcd, lab, spec };
-        for node in cluster.spec.nodes.clone() {
-            let file = cluster.spec.node_file(&node, &cluster.etcd.endpoints(&node));
-            let agent = Agent::start_text(cluster.lab.host(&node)?, &file)?;
-            cluster.agents.insert(node, agent);
+        for node in spec.nodes.iter().chain(&spec.clients) {
+            if let Some(security) = &spec.security {
+                security.write(lab.host(node)?)?;
+            }
+        }
+        let etcd = Etcd::start_with(&hosts, spec.timers, spec.security.clone())?;
+        let mut cluster = Cluster { agents: BTreeMap::new(), etcd, lab, spec, aliases: BTreeMap::new() };
+        for node in cluster.spec.members().to_vec() {
+            cluster.start_agent(&node, PORTS)?;
         }
         cluster.apply()?;
         cluster.wait_all_served()?;
         Ok(cluster)
+    }
+
+    /// Starts the agent of a node, with these ports and their segments: also of one that joins, or whose ports have changed.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_agent(&mut self, node: &str, ports: [(&str, &str); 3]) -> Result<(), LabError> {
+        let file = self.spec.node_file(node, ports, &self.etcd.endpoints(node));
+        self.agents.remove(node);
+        let agent = Agent::start_text(self.lab.host(node)?, &file)?;
+        self.agents.insert(node.to_owned(), agent);
+        Ok(())
     }
 
     /// What it is to be; changed, it can be applied again.
@@ -169,9 +213,16 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub fn apply(&self) -> Result<String, LabError> {
-        let node = &self.spec.nodes[0];
-        self.lab.host(node)?.write(DEFINITIONS, &self.spec.definitions())?;
-        self.done(node, &["apply", DEFINITIONS])
+        self.apply_text(&self.spec.nodes[0], &self.spec.definitions(), &[])
+    }
+
+    /// `baton apply` of this text on a node, with further arguments. Returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn apply_text(&self, node: &str, text: &str, more: &[&str]) -> Result<String, LabError> {
+        self.lab.host(node)?.write(DEFINITIONS, text)?;
+        self.done(node, &[&["apply", DEFINITIONS], more].concat())
     }
 
     /// Runs the program on a node, with its configuration. Returns what it printed.
@@ -217,11 +268,29 @@ impl Cluster {
     /// # Errors
     /// Never, once it stands.
     pub fn client(&self) -> Result<&Port, LabError> {
-        self.lab.port("client", "p0")
+        self.lab.port(&self.spec.clients[0], "p0")
+    }
+
+    /// From now on this hardware address is that node's.
+    pub fn alias(&mut self, mac: Mac, node: &str) {
+        self.aliases.insert(mac, node.to_owned());
+    }
+
+    fn owners(&self) -> BTreeMap<Mac, String> {
+        let ports = self.lab.ports().map(|p| (p.mac(), p.host().name().to_owned()));
+        ports.chain(self.aliases.clone()).collect()
+    }
+
+    /// The ports of a node.
+    pub fn ports<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Port> {
+        self.lab.ports().filter(move |port| port.host().name() == node)
     }
 
     /// Which node has this hardware address.
     pub fn node_of(&self, mac: Mac) -> Option<&str> {
+        if let Some(node) = self.aliases.get(&mac) {
+            return Some(node);
+        }
         self.lab.ports().find(|p| p.mac() == mac).map(|p| p.host().name())
     }
 
@@ -280,6 +349,64 @@ impl Cluster {
         text
     }
 
+    /// Everything that one of `these` hosts sends to one of `those` is lost; the other way it comes through.
+    ///
+    /// # Errors
+    /// As [`Port::lose_from`].
+    pub fn deafen(&self, those: &[&str], these: &[&str]) -> Result<Vec<Blackhole>, LabError> {
+        let of = |hosts: &[&str]| {
+            let ports = self.lab.ports().filter(|p| hosts.contains(&p.host().name()));
+            ports.cloned().collect::<Vec<Port>>()
+        };
+        let mut holes = Vec::new();
+        for to in of(those) {
+            for from in of(these).iter().filter(|from| from.segment() == to.segment()) {
+                holes.push(to.lose_from(from)?);
+            }
+        }
+        Ok(holes)
+    }
+
+    /// Two parts of the network that don't hear one another.
+    ///
+    /// # Errors
+    /// As [`Port::lose_from`].
+    pub fn split(&self, these: &[&str], those: &[&str]) -> Result<Vec<Blackhole>, LabError> {
+        let mut holes = self.deafen(these, those)?;
+        holes.extend(self.deafen(those, these)?);
+        Ok(holes)
+    }
+
+    /// The owner record of a virtual server, as the store has it; null if there is none.
+    ///
+    /// # Errors
+    /// When the store can't be asked.
+    pub fn record(&self, server: &str) -> Result<serde_json::Value, LabError> {
+        let key = format!("/baton/lab/owner/{server}");
+        let output = self.etcd.ctl(&["get", "--print-value-only", &key])?;
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    /// Waits until the owner record of a virtual server is as `wanted` has it.
+    ///
+    /// # Errors
+    /// [`LabError::Timeout`] with the record.
+    pub fn wait_record(
+        &self,
+        server: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<(), LabError> {
+        let mut last = serde_json::Value::Null;
+        let as_wanted = || {
+            last = self.record(server).unwrap_or_default();
+            wanted(&last)
+        };
+        wait_until("the owner record", LONG, as_wanted).map_err(|_| LabError::Timeout {
+            what: format!("the owner record of {server} to be as wanted (it is {last}){}", self.logs()),
+            limit: LONG,
+        })
+    }
+
     /// Power loss: no frame of the node leaves or arrives any more, then everything on it is killed.
     ///
     /// # Errors
@@ -296,93 +423,6 @@ impl Cluster {
     /// # Errors
     /// When there is no client.
     pub fn judge(&self) -> Result<Judge, LabError> {
-        let owners = self.lab.ports().map(|p| (p.mac(), p.host().name().to_owned())).collect();
-        Judge::start(self.client()?.clone(), self.spec.addresses(), owners)
-    }
-}
-
-/// Asks for every address all the time. Two nodes that answer the same question both served when it came: it is a broadcast,
-/// and they answer at once.
-#[derive(Debug)]
-pub struct Judge {
-    stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Seen>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// What the judge has seen.
-#[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// Questions asked.
-    pub asked: u64,
-    /// Addresses that two nodes answered for, when, and which.
-    pub doubles: Vec<(Duration, IpAddr, Vec<String>)>,
-    /// For each address, the longest time without an answer: from when, for how long.
-    pub gaps: BTreeMap<IpAddr, (Duration, Duration)>,
-    /// Who answered last for each address, and when.
-    pub last: BTreeMap<IpAddr, (String, Duration)>,
-}
-
-impl Judge {
-    fn start(port: Port, addresses: Vec<IpAddr>, owners: BTreeMap<Mac, String>) -> Result<Judge, LabError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let (stopped, noted) = (stop.clone(), seen.clone());
-        let thread = std::thread::Builder::new().name("judge".into()).spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                for address in &addresses {
-                    let at = clock::now();
-                    let Ok(macs) = port.holders(*address, Duration::from_millis(4)) else { continue };
-                    let mut nodes: Vec<String> = macs.iter().filter_map(|m| owners.get(m)).cloned().collect();
-                    nodes.sort();
-                    nodes.dedup();
-                    noted.lock().unwrap_or_else(PoisonError::into_inner).note(at, *address, nodes);
-                }
-            }
-        });
-        let thread =
-            thread.map_err(|source| LabError::System { what: "start the judge".to_owned(), source })?;
-        Ok(Judge { stop, seen, thread: Some(thread) })
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Ends it.
-    pub fn finish(mut self) -> Seen {
-        self.end();
-        self.seen()
-    }
-
-    fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // a panic in it has been printed
-        }
-    }
-}
-
-impl Drop for Judge {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-impl Seen {
-    fn note(&mut self, at: Duration, address: IpAddr, nodes: Vec<String>) {
-        self.asked += 1;
-        if nodes.len() > 1 {
-            self.doubles.push((at, address, nodes.clone()));
-        }
-        let Some(node) = nodes.into_iter().next() else { return };
-        if let Some((_, before)) = self.last.insert(address, (node, at)) {
-            let gap = at.saturating_sub(before);
-            let longest = self.gaps.entry(address).or_insert((before, gap));
-            if gap > longest.1 {
-                *longest = (before, gap);
-            }
-        }
+        Judge::start(self.client()?.clone(), self.spec.addresses(), self.owners())
     }
 }

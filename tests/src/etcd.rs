@@ -30,11 +30,52 @@ impl Default for Timers {
     }
 }
 
+/// TLS on both sides, and a user with a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Security {
+    /// Certificate of the authority, PEM.
+    pub ca: String,
+    /// A certificate by it for every host's address and 127.0.0.1, server and client in one, PEM.
+    pub certificate: String,
+    /// Its key, PEM.
+    pub key: String,
+}
+
+/// Where its files are, in each host's own `/run`.
+const TLS: &str = "/run/baton-lab/tls";
+/// The user of the agents, with this password, and the password of root.
+const USER: &str = "baton";
+const PASSWORD: &str = "correct horse";
+
+impl Security {
+    /// Puts its files into a host.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn write(&self, host: &Host) -> Result<(), LabError> {
+        host.write(&format!("{TLS}/ca.pem"), &self.ca)?;
+        host.write(&format!("{TLS}/me.pem"), &self.certificate)?;
+        host.write(&format!("{TLS}/me.key"), &self.key)?;
+        host.write(&format!("{TLS}/password"), &format!("{PASSWORD}\n"))
+    }
+
+    /// The lines of `[store]` in a node's file.
+    pub fn store_lines(&self) -> String {
+        format!(
+            "tls = {{ ca = \"{TLS}/ca.pem\", certificate = \"{TLS}/me.pem\", key = \"{TLS}/me.key\" }}\n\
+             credentials = {{ user = {USER:?}, password_file = \"{TLS}/password\" }}\n"
+        )
+    }
+}
+
 /// The cluster. Dropped: killed.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
     timers: Timers,
+    security: Option<Security>,
+    /// Users are asked for their password.
+    guarded: bool,
 }
 
 #[derive(Debug)]
@@ -42,18 +83,6 @@ struct Member {
     host: Host,
     address: String,
     process: Option<Process>,
-}
-
-/// What a member says of itself; `None`: nothing.
-fn view(member: &Member) -> Result<Option<View>, LabError> {
-    let endpoint = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
-    let output = member.host.run("etcdctl", [endpoint.as_str(), "endpoint", "status", "-w", "json"])?;
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let status = &status[0]["Status"];
-    let number = |value: &serde_json::Value| value.as_u64();
-    let id = number(&status["header"]["member_id"]);
-    let term = number(&status["raftTerm"]);
-    Ok(id.zip(term).map(|(id, term)| View { id, term, leader: number(&status["leader"]).unwrap_or(0) }))
 }
 
 /// A member's view of the cluster.
@@ -71,31 +100,78 @@ impl Etcd {
     /// # Errors
     /// When etcd can't be started (Debian's etcd-server), or finds no leader.
     pub fn start(hosts: &[(&Host, &str)], timers: Timers) -> Result<Etcd, LabError> {
+        Etcd::start_with(hosts, timers, None)
+    }
+
+    /// As [`Etcd::start`]; with `security`, whose files the hosts have, only who has a certificate and a password gets in.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub fn start_with(
+        hosts: &[(&Host, &str)],
+        timers: Timers,
+        security: Option<Security>,
+    ) -> Result<Etcd, LabError> {
         let member = |(host, address): &(&Host, &str)| Member {
             host: (*host).clone(),
             address: (*address).to_owned(),
             process: None,
         };
-        let mut etcd = Etcd { members: hosts.iter().map(member).collect(), timers };
+        let members = hosts.iter().map(member).collect();
+        let mut etcd = Etcd { members, timers, security, guarded: false };
         for index in 0..etcd.members.len() {
             etcd.run(index, "new")?;
         }
         etcd.wait_healthy(Duration::from_secs(20))?;
+        if etcd.security.is_some() {
+            etcd.guard()?;
+        }
         Ok(etcd)
+    }
+
+    /// Makes users, and asks for their passwords from now on.
+    fn guard(&mut self) -> Result<(), LabError> {
+        let (root, user) = (format!("root:{PASSWORD}"), format!("{USER}:{PASSWORD}"));
+        let steps: [&[&str]; 7] = [
+            &["user", "add", &root],
+            &["user", "grant-role", "root", "root"],
+            &["role", "add", USER],
+            &["role", "grant-permission", "--prefix=true", USER, "readwrite", "/baton/"],
+            &["user", "add", &user],
+            &["user", "grant-role", USER, USER],
+            &["auth", "enable"],
+        ];
+        for step in steps {
+            let output = self.ctl(step)?;
+            if !output.status.success() {
+                let what = format!("etcdctl {}: {}", step.join(" "), String::from_utf8_lossy(&output.stderr));
+                return Err(LabError::System { what, source: std::io::Error::other("failed") });
+            }
+        }
+        self.guarded = true;
+        Ok(())
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.security.is_some() { "https" } else { "http" }
     }
 
     fn run(&mut self, index: usize, state: &str) -> Result<(), LabError> {
         let all: Vec<String> =
             self.members.iter().map(|m| format!("{}=http://{}:{PEERS}", m.host.name(), m.address)).collect();
         let member = &self.members[index];
-        let (name, address) = (member.host.name(), &member.address);
+        let (name, address, scheme) = (member.host.name(), &member.address, self.scheme());
         let mut command = Command::new("nice");
         command.args(["-n", &self.timers.nice.to_string(), "etcd"]);
         command.args(["--name", name, "--data-dir", DATA, "--log-level", "warn", "--logger", "zap"]);
         command
             .arg("--listen-client-urls")
-            .arg(format!("http://127.0.0.1:{CLIENTS},http://{address}:{CLIENTS}"));
-        command.arg("--advertise-client-urls").arg(format!("http://{address}:{CLIENTS}"));
+            .arg(format!("{scheme}://127.0.0.1:{CLIENTS},{scheme}://{address}:{CLIENTS}"));
+        command.arg("--advertise-client-urls").arg(format!("{scheme}://{address}:{CLIENTS}"));
+        if self.security.is_some() {
+            command.args(["--cert-file", &format!("{TLS}/me.pem"), "--key-file", &format!("{TLS}/me.key")]);
+            command.args(["--trusted-ca-file", &format!("{TLS}/ca.pem"), "--client-cert-auth"]);
+        }
         command.arg("--listen-peer-urls").arg(format!("http://{address}:{PEERS}"));
         command.arg("--initial-advertise-peer-urls").arg(format!("http://{address}:{PEERS}"));
         command.arg("--initial-cluster").arg(all.join(",")).args(["--initial-cluster-state", state]);
@@ -110,8 +186,9 @@ impl Etcd {
     pub fn endpoints(&self, host: &str) -> Vec<String> {
         let others = self.members.iter().filter(|m| m.host.name() != host);
         let local = self.members.iter().any(|m| m.host.name() == host);
-        let own = local.then(|| format!("http://127.0.0.1:{CLIENTS}"));
-        own.into_iter().chain(others.map(|m| format!("http://{}:{CLIENTS}", m.address))).collect()
+        let scheme = self.scheme();
+        let own = local.then(|| format!("{scheme}://127.0.0.1:{CLIENTS}"));
+        own.into_iter().chain(others.map(|m| format!("{scheme}://{}:{CLIENTS}", m.address))).collect()
     }
 
     /// Waits until a write succeeds.
@@ -132,8 +209,31 @@ impl Etcd {
     /// When it can't be started; a failing command is not an error here.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output, LabError> {
         let member = self.members.iter().find(|m| m.process.is_some()).unwrap_or(&self.members[0]);
-        let endpoints = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
-        member.host.run("etcdctl", [&[endpoints.as_str()], arguments].concat())
+        self.ctl_in(&member.host, arguments)
+    }
+
+    fn ctl_in(&self, host: &Host, arguments: &[&str]) -> Result<Output, LabError> {
+        let mut all = vec![format!("--endpoints={}://127.0.0.1:{CLIENTS}", self.scheme())];
+        if self.security.is_some() {
+            all.extend([format!("--cacert={TLS}/ca.pem"), format!("--cert={TLS}/me.pem")]);
+            all.push(format!("--key={TLS}/me.key"));
+        }
+        if self.guarded {
+            all.push(format!("--user=root:{PASSWORD}"));
+        }
+        let all = all.iter().map(String::as_str).chain(arguments.iter().copied());
+        host.run("etcdctl", all)
+    }
+
+    /// What a member says of itself; `None`: nothing.
+    fn view(&self, member: &Member) -> Result<Option<View>, LabError> {
+        let output = self.ctl_in(&member.host, &["endpoint", "status", "-w", "json"])?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let status = &status[0]["Status"];
+        let number = |value: &serde_json::Value| value.as_u64();
+        let id = number(&status["header"]["member_id"]);
+        let term = number(&status["raftTerm"]);
+        Ok(id.zip(term).map(|(id, term)| View { id, term, leader: number(&status["leader"]).unwrap_or(0) }))
     }
 
     /// Name of the host whose member leads.
@@ -142,7 +242,7 @@ impl Etcd {
     /// When no member says so.
     pub fn leader(&self) -> Result<String, LabError> {
         for member in self.members.iter().filter(|m| m.process.is_some()) {
-            if let Some(view) = view(member)?
+            if let Some(view) = self.view(member)?
                 && view.leader == view.id
             {
                 return Ok(member.host.name().to_owned());
@@ -161,7 +261,7 @@ impl Etcd {
         let mut views = Vec::new();
         let counts = |m: &&Member| m.process.is_some() && without != Some(m.host.name());
         for member in self.members.iter().filter(counts) {
-            views.push(view(member)?.ok_or_else(|| unknown("a member that answers"))?);
+            views.push(self.view(member)?.ok_or_else(|| unknown("a member that answers"))?);
         }
         let first = views.first().ok_or_else(|| unknown("members"))?;
         if first.leader == 0 || views.iter().any(|v| (v.leader, v.term) != (first.leader, first.term)) {
@@ -177,7 +277,7 @@ impl Etcd {
     pub fn move_leader(&self, to: &str) -> Result<(), LabError> {
         let unknown = || LabError::Unknown { lab: "etcd".to_owned(), what: format!("member {to}") };
         let find = |name: &str| self.members.iter().find(|m| m.host.name() == name).ok_or_else(unknown);
-        let target = view(find(to)?)?.ok_or_else(unknown)?.id;
+        let target = self.view(find(to)?)?.ok_or_else(unknown)?.id;
         let leader = find(&self.leader()?)?;
         let endpoint = format!("--endpoints=http://127.0.0.1:{CLIENTS}");
         let output = leader.host.run("etcdctl", [&endpoint, "move-leader", &format!("{target:x}")])?;

@@ -31,7 +31,15 @@ pub enum Direction {
 /// process, too.
 #[derive(Debug)]
 pub struct Blackhole {
+    host: String,
     _link: OwnedFd,
+}
+
+impl Blackhole {
+    /// Name of the host whose port it is.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
 }
 
 /// An XDP program of [`Port::occupy_xdp`] or [`Port::bounce_xdp`] that stays until this is dropped.
@@ -113,7 +121,7 @@ impl Port {
         let index = self.switch_index();
         let what = format!("drop frames at {} ({direction:?}, {loss:?})", self.switch_end());
         let link = self.switches().open(&what, || bpf::attach_loss(index, direction, loss))?;
-        Ok(Blackhole { _link: link })
+        Ok(Blackhole { host: self.host().name().to_owned(), _link: link })
     }
 
     /// Starts a station on this port that answers ARP and neighbour solicitations for `address` with the port's hardware address.

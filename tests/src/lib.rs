@@ -19,6 +19,7 @@ pub mod error;
 pub mod etcd;
 pub mod fault;
 pub mod host;
+pub mod judge;
 pub mod namespace;
 pub mod netlink;
 pub mod packet;

@@ -71,12 +71,25 @@ impl Process {
         nix::sys::signal::kill(Pid::from_raw(pid), signal).context(|| format!("{signal} to {}", self.name))
     }
 
-    /// SIGSTOP: the process stands still until [`Process::resume`].
+    /// SIGSTOP: the process stands still until [`Process::resume`]. One thread must take the signal before the others stop, so
+    /// this waits until all of them do.
     ///
     /// # Errors
-    /// As [`Process::signal`].
+    /// As [`Process::signal`]; [`LabError::Timeout`] when a thread goes on.
     pub fn pause(&self) -> Result<(), LabError> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.pid());
+        // The state follows the name, which is in parentheses (proc(5)).
+        let stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+        let still = || {
+            let Ok(mut all) = std::fs::read_dir(&tasks) else { return false };
+            all.all(|task| {
+                let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+                stat.is_ok_and(stopped)
+            })
+        };
+        let what = format!("{} to stand still", self.name);
+        crate::host::wait_until(&what, Duration::from_secs(20), still)
     }
 
     /// SIGCONT after [`Process::pause`].

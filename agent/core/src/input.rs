@@ -63,6 +63,8 @@ pub enum Input {
     },
     /// The store tells something.
     Store(StoreInput),
+    /// The minute of the day, 0 to 1439, local time: told at the start, and whenever it is another one.
+    Minute(u16),
     /// The kernel programs don't serve this virtual server any more ([`Effect::Mark`] without an incarnation done).
     MarkCleared(String),
     /// An effect could not be carried out; the rest of its list was.

@@ -22,7 +22,7 @@ fn other(error: impl std::fmt::Display) -> CliError {
 
 fn etcd(loaded: &Loaded) -> Result<Etcd, CliError> {
     match &loaded.agent.store.kind {
-        StoreKind::Etcd(config) => Etcd::new(config).map_err(other),
+        StoreKind::Etcd(config) => Ok(Etcd::new(config).map_err(other)?.patient()),
         StoreKind::File => Err(CliError::Other(
             "this node is no member of a cluster: its configuration has the store \"file\"".to_owned(),
         )),
@@ -60,6 +60,7 @@ pub(super) fn apply(loaded: &Loaded, file: &Path, dry_run: bool) -> Result<(), C
         if let Some((members, _)) = members.as_ref().filter(|_| new_list) {
             one_step(members, &next)?;
             final_yet(&etcd, members.version).await?;
+            empty_before_it_leaves(&etcd, members, &next).await?;
         }
         if dry_run {
             writeln!(out, "nothing was changed (--dry-run)")?;
@@ -72,6 +73,11 @@ pub(super) fn apply(loaded: &Loaded, file: &Path, dry_run: bool) -> Result<(), C
         };
         if !etcd.set_definitions(generation, &text).await.map_err(other)? {
             return Err(lost());
+        }
+        // One that left, drained, and comes back is to be used.
+        let is_old = |name: &str| members.as_ref().is_some_and(|(m, _)| m.get(name).is_some());
+        for joins in next.nodes.iter().filter(|m| !is_old(&m.name)) {
+            etcd.set_drain(&joins.name, false).await.map_err(other)?;
         }
         let revision = members.map_or(0, |(_, revision)| revision);
         if new_list && !etcd.set_members(revision, &next).await.map_err(other)? {
@@ -115,6 +121,36 @@ async fn final_yet(etcd: &Etcd, version: u32) -> Result<(), CliError> {
         "the last change of the member list is not final yet for {}: their owners must write it first; try again",
         late.join(", ")
     )))
+}
+
+/// A member that leaves must own nothing, and take nothing meanwhile: nobody could take it over from a node that is no
+/// member. The administrator drains it first.
+async fn empty_before_it_leaves(
+    etcd: &Etcd,
+    before: &baton_core::cluster::Members,
+    next: &baton_core::cluster::Members,
+) -> Result<(), CliError> {
+    let (changes, _) = etcd.load().await.map_err(other)?;
+    for leaving in before.nodes.iter().filter(|m| next.get(&m.name).is_none()).map(|m| m.name.as_str()) {
+        let drained = changes.iter().any(|c| matches!(&c.entry, Entry::Drain(node, true) if node == leaving));
+        let owned = changes.iter().filter_map(|c| match &c.entry {
+            Entry::Record(server, Some(r)) if !server.starts_with('@') && r.node == leaving => {
+                r.released.is_none().then_some(server.as_str())
+            }
+            _ => None,
+        });
+        let owned: Vec<&str> = owned.collect();
+        if !drained || !owned.is_empty() {
+            let has = match owned.is_empty() {
+                true => String::new(),
+                false => format!(" (it has {})", owned.join(", ")),
+            };
+            return Err(CliError::Other(format!(
+                "{leaving} must be empty before it leaves{has}: `baton drain {leaving}`, and apply again"
+            )));
+        }
+    }
+    Ok(())
 }
 
 async fn records(etcd: &Etcd) -> Result<BTreeMap<String, Record>, EtcdError> {

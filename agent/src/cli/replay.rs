@@ -37,7 +37,7 @@ pub(super) fn command(file: &Path) -> Result<(), CliError> {
 
 /// Inputs that come all the time and are of no interest when nothing follows from them.
 fn routine(input: &Input) -> bool {
-    matches!(input, Input::Sample(_) | Input::Wake)
+    matches!(input, Input::Sample(_) | Input::Minute(_) | Input::Wake)
 }
 
 fn step(out: &mut impl Write, line: usize, at: &str, input: &Input, effects: &[Effect]) -> io::Result<()> {

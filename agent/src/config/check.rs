@@ -103,15 +103,6 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         };
         f.error(node.at, format!("preferred node \"{}\" is no member", node.value), fix);
     }
-    for server in
-        raw.servers.iter().filter(|s| matches!(s.failback, Some(baton_core::config::Failback::Window(..))))
-    {
-        f.warn(
-            server.at,
-            "`failback` in a daily window is checked but not carried out in this version",
-            "use \"manual\" or \"immediate\" until then",
-        );
-    }
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {
         let at = raw.timing.lease.as_ref().or(raw.timing.probe_interval.as_ref()).map_or(0, |d| d.at);

@@ -406,7 +406,7 @@ impl Driver {
 
     /// Probes the ports that there are now.
     fn probe_ports(&mut self, after: &Input) {
-        if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Wake) {
+        if matches!(after, Input::Paths(_) | Input::Sample(_) | Input::Minute(_) | Input::Wake) {
             return; // changes none
         }
         match self.prober.set_ports(self.machine.probe_ports()) {
@@ -538,6 +538,8 @@ impl Driver {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO)) => {
                     Ok(())
                 }
+                // The kernel programs let nothing out without a lease; when one begins core announces again.
+                Err(e) if self.cluster.is_some() && e.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
                 other => other.map_err(FastError::Packet),
             },
             Effect::Event(event) => {

@@ -39,9 +39,53 @@ pub(super) struct Joined {
     pub cluster: Option<Joining>,
 }
 
+/// When a node that goes on with new definitions may start anew: one after the other, in the order of their slots, for a
+/// lease needs one live agent of each two. Everything is served on meanwhile.
+pub(super) struct Turn {
+    etcd: Etcd,
+    node: String,
+    known: Known,
+    /// The members that go first.
+    earlier: Vec<String>,
+}
+
+/// How long to wait for each of those that go first; one that is dead takes nothing up.
+const EACH_TURN: Duration = Duration::from_secs(5);
+
+impl Turn {
+    /// Tells the others that this node has started with what it knows.
+    pub(super) async fn is_over(&self) {
+        if let Err(e) = self.etcd.set_adopted(&self.node, self.known.generation).await {
+            tracing::warn!("the other nodes don't know that this one has taken up the definitions: {e}");
+        }
+    }
+
+    /// Ends when it is this node's turn: those before it have started, or a while has gone by. A new member list is taken up by
+    /// all at once, for nodes with different ones grant one another nothing.
+    pub(super) async fn comes(&self) {
+        let start = tokio::time::Instant::now();
+        let patience = EACH_TURN * self.earlier.len() as u32;
+        while start.elapsed() < patience {
+            let members = self.etcd.members().await;
+            if members.is_ok_and(|m| m.is_none_or(|(m, _)| m.version != self.known.members)) {
+                return;
+            }
+            if let Ok(adopted) = self.etcd.adopted().await {
+                let has = |node: &String| adopted.get(node).is_some_and(|g| *g > self.known.generation);
+                if self.earlier.iter().all(has) {
+                    return;
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN / 4).await;
+        }
+    }
+}
+
 /// The cluster's part of that.
 pub(super) struct Joining {
     etcd: Etcd,
+    /// Of the thread that waits: connections belong to the thread that made them.
+    idle: Etcd,
     known: Known,
     pub start: ClusterStart,
     pub membership: Membership,
@@ -80,12 +124,12 @@ pub(super) fn join(
         }
     })?;
     // What the store told meanwhile is read again by the thread that serves it, on connections of its own.
-    let etcd = Etcd::new(etcd_config)?;
+    let (etcd, idle) = (Etcd::new(etcd_config)?, Etcd::new(etcd_config)?);
     Ok(joined.map(|(config, incarnation, known, start, membership)| Joined {
         config,
         incarnation,
         key,
-        cluster: Some(Joining { etcd, known, start, membership }),
+        cluster: Some(Joining { etcd, idle, known, start, membership }),
     }))
 }
 
@@ -184,6 +228,19 @@ async fn persist<T>(ask: impl AsyncFn() -> Result<T, EtcdError>) -> T {
 }
 
 impl Joining {
+    /// Its turn to take up the next definitions.
+    pub(super) fn turn(&self) -> Turn {
+        let Membership { members, slot, .. } = &self.membership;
+        let own = members.nodes.iter().find(|m| m.slot == *slot);
+        let earlier = members.nodes.iter().filter(|m| m.slot < *slot);
+        Turn {
+            etcd: self.idle.clone(),
+            node: own.map(|m| m.name.clone()).unwrap_or_default(),
+            known: self.known,
+            earlier: earlier.map(|m| m.name.clone()).collect(),
+        }
+    }
+
     /// Starts the thread that keeps the store. `changed` is told when there is something that a run must start anew with.
     pub(super) fn spawn_store(
         &self,

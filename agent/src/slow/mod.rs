@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya_log::EbpfLogger;
 use tokio::io::Interest;
@@ -130,10 +131,7 @@ enum Ended {
 fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let Loaded { core: config, agent, .. } = loaded;
     let state = &agent.paths.state;
-    // Loading takes a while on a busy machine, in which this node must not be given up.
-    if let Err(e) = promise_early(&agent.paths.bpffs, fast::now() + agent.agent_grace) {
-        tracing::warn!("{e}");
-    }
+    let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace).map_err(RunError::Start)?;
     let mut store = FileStore::open(&agent.store.path)?;
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
     let Joined { config, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {
@@ -161,6 +159,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let path_reader = PathReader { paths: named, stamps: table.stamps().clone() };
     let messages = kernel.logger()?;
     let changed = Arc::new(Notify::new());
+    let turn = cluster.as_ref().map(cluster::Joining::turn);
     let (start, membership, store_link, store_thread) = match cluster {
         Some(cluster) => {
             let (link, thread) =
@@ -221,12 +220,13 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         if ready_rx.await.is_ok() {
             notify(&[sd_notify::NotifyState::Ready]);
         }
+        drop(promises); // the fast thread makes them
         tokio::spawn(watchdog(published.clone()));
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM"),
             _ = interrupt.recv() => tracing::info!("SIGINT"),
             _ = ended_rx => {} // the fast thread is gone: its result says why
-            () = changed.notified() => {
+            () = news(&changed, turn.as_ref()) => {
                 tracing::info!("the cluster has new definitions or members");
                 return Ok(Ended::Definitions);
             }
@@ -243,6 +243,52 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     }
     fast?;
     outcome
+}
+
+/// Tells that this node has started, and ends when there is something new in the cluster that it is its turn to take up.
+async fn news(changed: &Notify, turn: Option<&cluster::Turn>) {
+    if let Some(turn) = turn {
+        turn.is_over().await;
+    }
+    changed.notified().await;
+    if let Some(turn) = turn {
+        turn.comes().await;
+    }
+}
+
+/// Promises the kernel programs of an earlier agent, if there are any, that an agent is there, until the fast thread does:
+/// loading takes a while on a busy machine, in which this node must not be given up. Ends when dropped.
+struct Promises {
+    stop: std::sync::mpsc::Sender<()>,
+}
+
+/// An agent that has not started after so long is given up all the same.
+const STARTING_AT_MOST: Duration = Duration::from_secs(30);
+
+impl Promises {
+    fn start(bpffs: PathBuf, grace: Duration) -> io::Result<Promises> {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let promise = move || promise_early(&bpffs, fast::now() + grace);
+        if let Err(e) = promise() {
+            tracing::warn!("{e}");
+        }
+        let begin = fast::now();
+        std::thread::Builder::new().name("promises".into()).spawn(move || {
+            // A channel that is closed ends it; what could not be written is told above, or was there then.
+            while stopped.recv_timeout(grace / 4) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                && fast::now().since(begin) < STARTING_AT_MOST
+            {
+                let _ = promise();
+            }
+        })?;
+        Ok(Promises { stop })
+    }
+}
+
+impl Drop for Promises {
+    fn drop(&mut self) {
+        let _ = self.stop.send(()); // it has ended by itself
+    }
 }
 
 /// Hands the kernel programs' own messages to the log.

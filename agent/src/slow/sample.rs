@@ -61,7 +61,17 @@ impl Sampler {
     pub(super) async fn run(mut self) {
         let mut last: Option<Counted> = None;
         let mut failing = false;
+        let mut minute = None;
         loop {
+            let of_day = minute_of_day();
+            if minute != of_day
+                && let Some(of_day) = of_day
+            {
+                minute = Some(of_day);
+                if self.inputs.send(Input::Minute(of_day)).await.is_err() {
+                    return;
+                }
+            }
             let read = self.reader.read();
             let now = Instant::now();
             match read {
@@ -120,6 +130,17 @@ impl Sampler {
             Err(e) => tracing::debug!("reading diagnostics: {e}"),
         }
     }
+}
+
+/// Minutes since midnight, local time. The only use of the wall clock in a decision: when a virtual server may fail back.
+fn minute_of_day() -> Option<u16> {
+    // SAFETY: both calls write to the structures that they are given, whole; all-zero ones are valid.
+    let local = unsafe {
+        let mut local: libc::tm = std::mem::zeroed();
+        let now = libc::time(std::ptr::null_mut());
+        (!libc::localtime_r(&now, &mut local).is_null()).then_some(local)
+    }?;
+    u16::try_from(local.tm_hour * 60 + local.tm_min).ok()
 }
 
 /// What each interface has counted so far (`rtnl_link_stats64`, as sysfs shows it).

@@ -1,12 +1,20 @@
 //! Several nodes with a real etcd: who serves what, whatever fails, judged by the wire.
 
+mod apply;
 mod campaign;
+mod clock;
 mod death;
+mod failback;
+mod heal;
+mod membership;
+mod midway;
 mod moves;
 mod partition;
 mod pause;
 mod reroute;
+mod secure;
 mod store;
+mod wakes;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -7,7 +7,9 @@ const QUIET: Duration = Duration::from_millis(600);
 
 #[test]
 fn a_short_pause_of_the_agent_moves_nothing() -> Result<()> {
-    let mut cluster = Cluster::start("pause-short", two_servers())?;
+    let mut spec = two_servers();
+    spec.grace = Duration::from_secs(10); // shorter is the pause, however long a busy machine takes to look around in it
+    let mut cluster = Cluster::start("pause-short", spec)?;
     all_to(&cluster, "n1")?;
     let judge = cluster.judge()?;
     cluster.agent_mut("n1")?.process().pause()?;

@@ -156,6 +156,7 @@ impl Machine {
             Input::Peers(reading) => self.peers_read(reading),
             Input::Verdict { voter, about, incarnation } => self.verdict_given(voter, about, incarnation),
             Input::Store(input) => self.store(input),
+            Input::Minute(minute) => self.minute_of_day(minute),
             Input::MarkCleared(server) => self.mark_cleared(&server),
             Input::Failed(effect, error) => self.failed(*effect, error),
             Input::Wake => {}

@@ -15,6 +15,8 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::{Instant, timeout};
 
+use tokio::sync::watch;
+
 use super::EtcdError;
 use crate::config::EtcdConfig;
 
@@ -30,8 +32,10 @@ const OVERTAKEN: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How often a request that waits looks.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long a request goes on.
+/// How long a request goes on, when an agent asks,
 const LIMIT: Duration = Duration::from_secs(1);
+/// and when somebody does who has time.
+const PATIENT_LIMIT: Duration = Duration::from_secs(10);
 /// A member that did not answer is asked last for so long.
 const AVOIDED: Duration = Duration::from_secs(2);
 /// A connection that has failed for so long is made anew.
@@ -41,6 +45,8 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Endpoints {
     options: ConnectOptions,
+    /// No new round begins after this long.
+    limit: Duration,
     state: Arc<Mutex<State>>,
 }
 
@@ -54,6 +60,9 @@ struct State {
 struct Endpoint {
     url: String,
     client: Option<Client>,
+    /// A connection that is being made. It takes longer than one request may: with TLS and a password that etcd checks slowly
+    /// on purpose, some hundred milliseconds.
+    connecting: Option<watch::Receiver<Option<Result<Client, NoClient>>>>,
     /// When it last answered anything,
     answered: Option<Instant>,
     /// and when the latest request that it has answered began.
@@ -62,6 +71,20 @@ struct Endpoint {
     failed: Option<Instant>,
     /// and since when.
     failing_since: Option<Instant>,
+}
+
+/// Why there is no connection.
+#[derive(Clone)]
+struct NoClient {
+    /// It was refused: the password is wrong.
+    refused: bool,
+    reason: String,
+}
+
+impl NoClient {
+    fn outcome<T>(self) -> Outcome<T> {
+        if self.refused { Outcome::Refused(self.reason) } else { Outcome::NotDone(self.reason) }
+    }
 }
 
 /// What came of asking one member.
@@ -116,13 +139,19 @@ impl Endpoints {
         let endpoint = |url: &String| Endpoint {
             url: url.clone(),
             client: None,
+            connecting: None,
             answered: None,
             newest: None,
             failed: None,
             failing_since: None,
         };
         let all = config.endpoints.iter().map(endpoint).collect();
-        Ok(Endpoints { options, state: Arc::new(Mutex::new(State { all, turn: None })) })
+        Ok(Endpoints { options, limit: LIMIT, state: Arc::new(Mutex::new(State { all, turn: None })) })
+    }
+
+    /// The same, for somebody who has time.
+    pub fn patient(self) -> Endpoints {
+        Endpoints { limit: PATIENT_LIMIT, ..self }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -144,20 +173,44 @@ impl Endpoints {
     /// A connection to the one that is to be asked first; for watching.
     pub async fn first(&self) -> Result<Client, EtcdError> {
         let index = self.order().front().copied().unwrap_or(0);
-        self.client(index).await.map_err(|last| EtcdError::Unreachable { endpoints: self.url(index), last })
+        let client = self.client(index).await;
+        client.map_err(|e| EtcdError::Unreachable { endpoints: self.url(index), last: e.reason })
     }
 
-    async fn client(&self, index: usize) -> Result<Client, String> {
-        let url = {
-            let state = self.state();
-            if let Some(client) = &state.all[index].client {
+    /// The connection to this member. Who stops waiting for it leaves it to be made, for the next one.
+    async fn client(&self, index: usize) -> Result<Client, NoClient> {
+        let mut connecting = {
+            let mut state = self.state();
+            let endpoint = &mut state.all[index];
+            if let Some(client) = &endpoint.client {
                 return Ok(client.clone());
             }
-            state.all[index].url.clone()
+            // The runtime of whoever began may be gone, and the attempt with it.
+            let alive = endpoint.connecting.take().filter(|c| c.has_changed().is_ok());
+            let connecting = alive.unwrap_or_else(|| {
+                let (done, connecting) = watch::channel(None);
+                let (url, options) = (endpoint.url.clone(), self.options.clone());
+                tokio::spawn(async move {
+                    let made = Client::connect([url], Some(options)).await;
+                    let refused = |e: &Error| matches!(judge::<()>(e), Outcome::Refused(_));
+                    let made = made.map_err(|e| NoClient { refused: refused(&e), reason: e.to_string() });
+                    done.send_replace(Some(made));
+                    done.closed().await; // until somebody has taken it
+                });
+                connecting
+            });
+            endpoint.connecting.insert(connecting).clone()
         };
-        let client = Client::connect([url], Some(self.options.clone())).await.map_err(|e| e.to_string())?;
-        self.state().all[index].client = Some(client.clone());
-        Ok(client)
+        let made = connecting.wait_for(Option::is_some).await.ok().and_then(|made| (*made).clone());
+        let made = made.unwrap_or_else(|| {
+            Err(NoClient { refused: false, reason: "nobody makes the connection any more".to_owned() })
+        });
+        let mut state = self.state();
+        state.all[index].connecting = None;
+        if let Ok(client) = &made {
+            state.all[index].client = Some(client.clone());
+        }
+        made
     }
 
     fn worked(&self, index: usize, begun: Instant) {
@@ -204,7 +257,7 @@ impl Endpoints {
     async fn one<T>(&self, index: usize, ask: &impl AsyncFn(Client) -> Result<T, Error>) -> Outcome<T> {
         let client = match self.client(index).await {
             Ok(client) => client,
-            Err(e) => return Outcome::NotDone(e),
+            Err(e) => return e.outcome(),
         };
         match ask(client).await {
             Ok(answer) => Outcome::Done(answer),
@@ -234,7 +287,7 @@ impl Endpoints {
         let mut gap = FIRST_GAP;
         loop {
             let now = Instant::now();
-            if now - begun >= LIMIT {
+            if now - begun >= self.limit {
                 attempts.iter().for_each(|a| self.failed(a.index));
                 return Err(self.unreachable(last));
             }

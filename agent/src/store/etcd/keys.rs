@@ -53,6 +53,14 @@ impl Keys {
         self.of("drain", node)
     }
 
+    pub fn adopted(&self, node: &str) -> Result<String, EtcdError> {
+        self.of("adopted", node)
+    }
+
+    pub fn all_adopted(&self) -> String {
+        format!("{}adopted/", self.prefix)
+    }
+
     pub fn wish(&self, server: &str) -> Result<String, EtcdError> {
         self.of("move", server)
     }

@@ -12,6 +12,7 @@
 //! | `move/<virtual server>` | the node it is wanted on |
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
+//! | `adopted/<node>` | the generation that the node has started with |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
 //! here.
@@ -20,6 +21,8 @@ mod endpoints;
 mod keys;
 mod serve;
 
+use std::collections::BTreeMap;
+
 use baton_core::cluster::{Members, StoreChange};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
@@ -27,6 +30,10 @@ use crate::config::EtcdConfig;
 use endpoints::{Answer, Endpoints};
 pub use serve::{Known, News, spawn};
 
+/// More chunks than there ever are.
+const MOST_CHUNKS: usize = 999_999;
+/// How often writing definitions is begun anew when somebody else writes at the same time.
+const WRITE_ATTEMPTS: u32 = 16;
 /// Bytes of a chunk of the definitions: far below the 1.5 MiB that etcd takes in a request.
 const CHUNK: usize = 256 * 1024;
 /// Generations that are kept beside the one in force.
@@ -93,6 +100,11 @@ impl Etcd {
     /// A file can't be read.
     pub fn new(config: &EtcdConfig) -> Result<Etcd, EtcdError> {
         Ok(Etcd { endpoints: Endpoints::new(config)?, keys: keys::Keys::new(&config.cluster) })
+    }
+
+    /// The same, for somebody who has time: an administrator, who would have to ask again.
+    pub fn patient(self) -> Etcd {
+        Etcd { endpoints: self.endpoints.patient(), ..self }
     }
 
     /// Everything but the definitions, in one linearizable reading, and the revision it was read at.
@@ -172,6 +184,28 @@ impl Etcd {
         }
     }
 
+    /// Says which generation of the definitions a node has started with.
+    ///
+    /// # Errors
+    /// Nobody answers; the name is none.
+    pub async fn set_adopted(&self, node: &str, generation: u64) -> Result<(), EtcdError> {
+        self.put(&self.keys.adopted(node)?, generation.to_string()).await
+    }
+
+    /// Which generation of the definitions each node has started with.
+    ///
+    /// # Errors
+    /// Nobody answers; a value is damaged.
+    pub async fn adopted(&self) -> Result<BTreeMap<String, u64>, EtcdError> {
+        let prefix = self.keys.all_adopted();
+        let mut all = BTreeMap::new();
+        for (key, value, _) in self.prefixed(&prefix).await? {
+            let node = key.strip_prefix(&prefix).unwrap_or_default().to_owned();
+            all.insert(node, parse(&key, "number", &value)?);
+        }
+        Ok(all)
+    }
+
     /// Says that a virtual server is wanted on a node; `None`: no longer.
     ///
     /// # Errors
@@ -193,11 +227,8 @@ impl Etcd {
         let Some((value, _)) = self.get(&key).await? else { return Ok(None) };
         let generation: u64 = parse(&key, "number", &value)?;
         let prefix = self.keys.definitions(generation);
-        let options = GetOptions::new().with_prefix();
-        let read =
-            self.endpoints.ask(async |mut client| client.get(prefix.clone(), Some(options.clone())).await);
         let mut bytes = Vec::new();
-        read.await?.kvs().iter().for_each(|kv| bytes.extend_from_slice(kv.value()));
+        self.prefixed(&prefix).await?.iter().for_each(|(_, value, _)| bytes.extend_from_slice(value));
         let damaged = |e: std::string::FromUtf8Error| EtcdError::Value {
             key: prefix.clone(),
             what: "definitions",
@@ -219,17 +250,81 @@ impl Etcd {
             return Ok(false);
         }
         let next = current + 1;
-        self.delete_prefix(&self.keys.definitions(next)).await?; // of somebody who was interrupted
-        for (index, chunk) in text.as_bytes().chunks(CHUNK).enumerate() {
-            self.put(&self.keys.chunk(next, index), chunk.to_vec()).await?;
+        let prefix = self.keys.definitions(next);
+        let wanted: Vec<(String, &[u8])> = text
+            .as_bytes()
+            .chunks(CHUNK)
+            .enumerate()
+            .map(|(index, chunk)| (self.keys.chunk(next, index), chunk))
+            .collect();
+        // Somebody else may be doing the same, and what was asked before may be done late, or twice. So nothing is touched once
+        // another generation is in force, and only what is there as a whole comes into force.
+        let still = Compare::mod_revision(key.clone(), CompareOp::Equal, revision);
+        for _ in 0..WRITE_ATTEMPTS {
+            let there = self.prefixed(&prefix).await?;
+            let is_there = |(k, v): &(String, &[u8])| there.iter().any(|(tk, tv, _)| tk == k && tv == v);
+            if wanted.iter().all(is_there) && there.len() == wanted.len() {
+                // And nothing behind it.
+                let (end, beyond) = (self.keys.chunk(next, wanted.len()), self.keys.chunk(next, MOST_CHUNKS));
+                let nothing = Compare::version(end, CompareOp::Equal, 0).with_range(beyond);
+                let mut all = vec![still.clone(), nothing];
+                all.extend(
+                    there.into_iter().map(|(k, _, at)| Compare::mod_revision(k, CompareOp::Equal, at)),
+                );
+                let switch = Txn::new().when(all).and_then([TxnOp::put(key.clone(), next.to_string(), None)]);
+                if self.endpoints.ask(async |mut client| client.txn(switch.clone()).await).await?.succeeded()
+                {
+                    return self.switched(next).await;
+                }
+            } else {
+                let mut done = true;
+                if there.iter().any(|(k, ..)| !wanted.iter().any(|(wanted, _)| wanted == k)) {
+                    let old = DeleteOptions::new().with_prefix(); // of somebody who was interrupted
+                    done = self.guarded(&still, TxnOp::delete(prefix.clone(), Some(old))).await?;
+                }
+                for (chunk_key, chunk) in wanted.iter().filter(|w| !is_there(w)) {
+                    done = done && self.guarded(&still, TxnOp::put(chunk_key.clone(), *chunk, None)).await?;
+                }
+                if done {
+                    continue;
+                }
+            }
+            let (value, now) = self.get(&key).await?.unwrap_or_default();
+            if now != revision {
+                // By this very request, whose answer got lost, or by somebody else.
+                let there = self.prefixed(&prefix).await?;
+                let same = wanted.len() == there.len()
+                    && wanted.iter().zip(&there).all(|((k, v), (tk, tv, _))| k == tk && v == tv);
+                let ours = value == next.to_string().into_bytes() && same;
+                return if ours { self.switched(next).await } else { Ok(false) };
+            }
         }
-        if !self.swap_surely(&key, revision, next.to_string()).await? {
-            return Ok(false);
-        }
-        if let Some(old) = next.checked_sub(KEPT_GENERATIONS + 1) {
+        Ok(false)
+    }
+
+    /// This generation is in force: old ones go.
+    async fn switched(&self, generation: u64) -> Result<bool, EtcdError> {
+        if let Some(old) = generation.checked_sub(KEPT_GENERATIONS + 1) {
             self.delete_prefix(&self.keys.definitions(old)).await?;
         }
         Ok(true)
+    }
+
+    /// The keys below this prefix, in order, with values and revisions.
+    async fn prefixed(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>, i64)>, EtcdError> {
+        let options = GetOptions::new().with_prefix();
+        let read = self.endpoints.ask(async |mut client| client.get(prefix, Some(options.clone())).await);
+        let one = |kv: &etcd_client::KeyValue| {
+            (String::from_utf8_lossy(kv.key()).into_owned(), kv.value().to_vec(), kv.mod_revision())
+        };
+        Ok(read.await?.kvs().iter().map(one).collect())
+    }
+
+    /// Does this if `still` holds; may do it twice, and late. Returns whether it holds.
+    async fn guarded(&self, still: &Compare, operation: TxnOp) -> Result<bool, EtcdError> {
+        let ask = Txn::new().when([still.clone()]).and_then([operation]);
+        let response = self.endpoints.ask(async |mut client| client.txn(ask.clone()).await).await?;
+        Ok(response.succeeded())
     }
 
     async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, i64)>, EtcdError> {

@@ -9,7 +9,7 @@ use baton_core::cluster::{Entry, NodeRecord, Record, StoreChange, StoreInput, St
 use etcd_client::{
     Compare, CompareOp, EventType, GetOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -23,6 +23,10 @@ const CHECK: Duration = Duration::from_millis(250);
 const FAILURES: u32 = 2;
 /// How long to wait before something that failed is tried again: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Writes of owner records under way at a time. More only wait for one another in etcd, until all of them have waited for
+/// too long, are asked for again, and nothing gets done any more.
+const WRITES: usize = 16;
 
 /// What a run of the agent started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +83,8 @@ pub fn spawn(
     })
 }
 
-/// Each request goes its own way: many may be under way.
+/// Each request goes its own way: several may be under way. Writes of owner records begin in the order in which they were
+/// asked for: that of the priorities.
 async fn serve(
     etcd: Etcd,
     node: String,
@@ -87,6 +92,7 @@ async fn serve(
     inputs: mpsc::Sender<StoreInput>,
     publish: watch::Sender<Option<NodeRecord>>,
 ) {
+    let gate = Arc::new(Semaphore::new(WRITES));
     while let Some(request) = requests.recv().await {
         let (etcd, inputs, node) = (etcd.clone(), inputs.clone(), node.clone());
         match request {
@@ -94,7 +100,9 @@ async fn serve(
                 publish.send_replace(Some(record));
             }
             StoreRequest::Write { server, expected, record } => {
+                let gate = gate.clone();
                 spawn_local(async move {
+                    let _permit = gate.acquire().await; // first come, first served; never closed
                     let input = write(&etcd, server, expected, record).await;
                     let _ = inputs.send(input).await; // nobody listens: shutting down
                 });

@@ -21,8 +21,11 @@
 //! Safety is tried by the model (`model`, a test), rule by rule, and so is that service comes back where it can.
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
-//! where they don't the compare-and-swap decides.
+//! where they don't the compare-and-swap decides. `failback` says when something goes back, `heal` what is announced again after
+//! a partition.
 
+mod failback;
+mod heal;
 mod incarnation;
 #[cfg(test)]
 mod model;
@@ -96,8 +99,10 @@ pub(super) struct Cluster {
     /// When the incarnation last changed.
     switched: Time,
     published: Option<NodeRecord>,
-    /// Since when each other node could be given something, as far as this node knows.
-    fit_since: BTreeMap<String, Time>,
+    /// How each other node has been in each segment, as far as this node knows.
+    fitness: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
+    /// Minute of the day, local time, as last told.
+    minute: Option<u16>,
     /// Segments that this node is out of touch with while others are not: since when.
     isolated_since: BTreeMap<String, Time>,
     had_lease: bool,
@@ -141,7 +146,8 @@ impl Cluster {
             incarnation: incarnation::Change::None,
             switched: Time::default(),
             published: None,
-            fit_since: BTreeMap::new(),
+            fitness: BTreeMap::new(),
+            minute: None,
             isolated_since: BTreeMap::new(),
             had_lease: false,
             refused: BTreeMap::new(),
@@ -204,11 +210,14 @@ impl Machine {
     pub(super) fn peers_read(&mut self, reading: PeerReading) {
         let now = self.now;
         let Some(cluster) = &mut self.cluster else { return };
-        (cluster.reading, cluster.read) = (reading, now);
+        let before = std::mem::replace(&mut cluster.reading, reading);
+        let read = std::mem::replace(&mut cluster.read, now);
         let has = cluster.reading.lease.is_some_and(|end| now < end);
-        if has != std::mem::replace(&mut cluster.had_lease, has) {
+        let changed = has != std::mem::replace(&mut cluster.had_lease, has);
+        if changed {
             self.event(if has { EventKind::LeaseBegins } else { EventKind::LeaseOver });
         }
+        self.announce_to_returned(&before, read, has && changed);
     }
 
     pub(super) fn store(&mut self, input: StoreInput) {
@@ -250,7 +259,8 @@ impl Machine {
         match entry {
             Entry::Node(name, Some(node)) => {
                 if name != cluster.me {
-                    cluster.nodes.insert(name, node);
+                    let before = cluster.nodes.insert(name, node.clone());
+                    self.announce_to_node(before.as_ref(), &node);
                 } else if cluster.published.as_ref() != Some(&node) {
                     // An older write of ours may land after a newer one: what others read must be what is.
                     cluster.published = None;

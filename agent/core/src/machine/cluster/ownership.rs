@@ -224,6 +224,7 @@ impl Machine {
     fn settle_own(&mut self, index: usize, record: Record, revision: u64) {
         let server = self.servers[index].name.clone();
         if self.servers[index].marked {
+            self.wish_fulfilled(&server);
             let Some((next, reason)) = self.give_up(index) else {
                 return self.settle_reroute(index, &record, revision);
             };
@@ -243,6 +244,17 @@ impl Machine {
         }
     }
 
+    /// Removes an administrator's wish that this node should have what it has: whoever made it may be gone.
+    fn wish_fulfilled(&mut self, server: &str) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.wishes.get(server).is_some_and(|(to, _)| *to == cluster.me)
+            && let Some((_, revision)) = cluster.wishes.remove(server)
+        {
+            let server = server.to_owned();
+            self.out.push(Effect::Store(StoreRequest::MoveDone { server, revision }));
+        }
+    }
+
     /// For whom it is being given up, if it is.
     fn leaving(&mut self, server: &str) -> Option<(String, Reason)> {
         self.cluster.as_mut()?.leaving.remove(server)
@@ -257,7 +269,9 @@ impl Machine {
         if current.as_ref().is_some_and(|(r, _)| r.members > cluster.members.version) {
             return;
         }
-        let left = |r: &Record| r.released.is_some() || cluster.is_dead(r);
+        // A master that is no member any more is none.
+        let gone = |r: &Record| server == MASTER && cluster.members.get(&r.node).is_none();
+        let left = |r: &Record| r.released.is_some() || cluster.is_dead(r) || gone(r);
         let free = current.as_ref().is_none_or(|(r, _)| left(r) && cluster.is_unrouted(r));
         if !free {
             cluster.vacant.remove(server);

@@ -8,13 +8,11 @@ use std::time::Duration;
 use super::super::Machine;
 use super::Cluster;
 use super::ownership::MASTER;
-use crate::config::{Failback, VirtualServer};
+use crate::config::VirtualServer;
 use crate::{Reason, Time};
 
 /// How long each one in line lets the one before it have.
 const TURN: Duration = Duration::from_millis(250);
-/// A preferred node gets its virtual servers back when it has been fit for this long.
-const FAILBACK_AFTER: Duration = Duration::from_secs(10);
 
 /// This node's place in the succession of a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,8 +121,10 @@ impl Machine {
         }
         let segments = self.segments_of(definition);
         if let Some((to, _)) = cluster.wishes.get(server).filter(|(to, _)| to != me) {
-            let able = fit.contains(&to.as_str()) && cluster.reaches(to, &segments);
-            return able.then(|| (to.clone(), Reason::Administrator));
+            // Where that can't be, the other reasons count as ever.
+            if fit.contains(&to.as_str()) && cluster.reaches(to, &segments) {
+                return Some((to.clone(), Reason::Administrator));
+            }
         }
         if !definition.migrate {
             return None;
@@ -136,30 +136,7 @@ impl Machine {
         if !segments.iter().all(|s| self.has_usable_port(s)) {
             return best().map(|to| (to, Reason::NoGoodPort));
         }
-        if definition.failback != Failback::Immediate {
-            return None;
-        }
-        let mine = definition.preferred_nodes.iter().position(|n| n == me).unwrap_or(usize::MAX);
-        let preferred = definition.preferred_nodes.iter().take(mine).find(|n| {
-            let long = cluster.fit_since.get(*n).is_some_and(|t| *t + FAILBACK_AFTER <= self.now);
-            long && fit.contains(&n.as_str()) && cluster.reaches(n, &segments)
-        });
-        preferred.map(|to| (to.clone(), Reason::Failback))
-    }
-
-    /// Keeps since when each other node could be given something.
-    pub(super) fn follow_fitness(&mut self) {
-        let now = self.now;
-        let Some(cluster) = &mut self.cluster else { return };
-        cluster.next_turn = None;
-        let fit: Vec<String> = cluster.fit(cluster.read).map(str::to_owned).collect();
-        cluster.fit_since.retain(|node, _| fit.contains(node));
-        for node in fit {
-            let since = *cluster.fit_since.entry(node).or_insert(now);
-            let due = since + FAILBACK_AFTER;
-            if due > now {
-                cluster.next_turn = cluster.next_turn.into_iter().chain([due]).min();
-            }
-        }
+        let to = self.failback(definition.failback, &definition.preferred_nodes, &segments);
+        to.map(|to| (to, Reason::Failback))
     }
 }
