@@ -91,7 +91,7 @@ impl Kernel {
         }
         let (answer, said) = self.take(rules, frame, ours, now);
         self.any = now;
-        let echo = (frame.kind == Kind::Probe).then(|| Frame {
+        let echo = (frame.kind == Kind::Probe).then_some(Frame {
             kind: Kind::Echo,
             from: own,
             to: frame.from,
