@@ -177,7 +177,8 @@ impl Campaign {
                 Fault::Port(node, port)
             }
             "silent" => {
-                let port = self.cluster.lab.port(node, *self.random.one_of(&PORTS))?;
+                let port = *self.random.one_of(&PORTS);
+                let port = self.cluster.lab.port(node, port)?;
                 Fault::Silent(port.lose_both()?.into())
             }
             "delete" => {

@@ -19,7 +19,8 @@ fn wakes(name: &str, order: [First; 3]) -> Result<()> {
             true => cluster.agent_mut("n1")?.process(),
             false => cluster.etcd.member("n1")?.as_mut().ok_or_else(|| anyhow::anyhow!("no member"))?,
         };
-        Ok(if go { process.resume()? } else { process.pause()? })
+        let done = if go { process.resume() } else { process.pause() };
+        Ok(done?)
     };
     still(&mut cluster, true, false)?;
     still(&mut cluster, false, false)?;
