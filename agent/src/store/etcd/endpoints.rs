@@ -178,20 +178,22 @@ impl Endpoints {
         }
     }
 
-    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: it is still under way.
-    fn again(&self, index: usize, begun: Instant, waits: bool, gap: Duration) -> bool {
+    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: that is still under way.
+    /// `fresh`: there is a member that has not been asked yet in this round.
+    fn again(&self, index: usize, begun: Instant, waits: bool, fresh: bool, gap: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.state();
         let member = &state.all[index];
         if waits {
-            if member.failed > Some(begun) || member.newest > Some(begun + OVERTAKEN) {
+            let lost = member.newest > Some(begun + OVERTAKEN);
+            if lost || (fresh && member.failed > Some(begun)) {
                 return true;
             }
             let answered = member.answered.map_or(begun, |t| t.clamp(begun, begun + PATIENCE));
             if now < answered + gap {
                 return false; // where many ask much it may take a while
             }
-        } else if state.all.iter().any(|m| m.newest > Some(begun)) {
+        } else if fresh || state.all.iter().any(|m| m.newest > Some(begun)) {
             return true; // all could not, and somebody can now
         }
         if state.turn.is_some_and(|t| now < t + TURN) {
@@ -238,12 +240,10 @@ impl Endpoints {
                 attempts.iter().for_each(|a| self.failed(a.index));
                 return Err(self.unreachable(last));
             }
-            let waits = !attempts.is_empty();
-            let go = match latest {
-                None => true,
-                Some(_) if !waits && !order.is_empty() => true,
-                Some((index, begun)) => self.again(index, begun, waits, gap),
-            };
+            let go = latest.is_none_or(|(index, at)| {
+                let waits = attempts.last().is_some_and(|a| a.begun == at);
+                self.again(index, at, waits, !order.is_empty(), gap)
+            });
             if go {
                 if latest.is_some() {
                     gap = GAP;
@@ -384,6 +384,22 @@ mod tests {
         };
         let answer = run(endpoints().ask_all(ask)).unwrap();
         assert_eq!((answer.value, answer.sole), (8, false));
+    }
+
+    /// One hangs and the others refuse at once: asking them again and again without a pause would leave them no time to start.
+    #[test]
+    fn members_that_cannot_are_asked_again_with_pauses() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1 => std::future::pending().await,
+                _ => Err::<(), _>(Error::WatchError("not yet".to_owned())),
+            }
+        };
+        let answer = run(endpoints().ask(ask));
+        assert!(matches!(answer, Err(EtcdError::Unreachable { .. })));
+        assert!(asked.get() < 1000, "asked {} times in a second", asked.get());
     }
 
     #[test]
