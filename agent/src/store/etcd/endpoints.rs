@@ -22,8 +22,12 @@ use crate::config::EtcdConfig;
 const FIRST_GAP: Duration = Duration::from_millis(20);
 /// and later.
 const GAP: Duration = Duration::from_millis(10);
-/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries.
+/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries. At first,
+/// while an election may be under way,
 const TURN: Duration = Duration::from_millis(5);
+const ELECTION: Duration = Duration::from_secs(1);
+/// and later: an etcd that is being started needs the processors, too.
+const LATER_TURN: Duration = Duration::from_millis(50);
 /// A request is lost where its member has answered one that began so much later.
 const OVERTAKEN: Duration = Duration::from_millis(2);
 /// A request that gets no answer for so long is made again, even where its member answers others.
@@ -49,6 +53,8 @@ struct State {
     all: Vec<Endpoint>,
     /// When a request was last made again while nobody answered.
     turn: Option<Instant>,
+    /// When any member last answered.
+    heard: Instant,
 }
 
 struct Endpoint {
@@ -122,7 +128,10 @@ impl Endpoints {
             failing_since: None,
         };
         let all = config.endpoints.iter().map(endpoint).collect();
-        Ok(Endpoints { options, state: Arc::new(Mutex::new(State { all, turn: None })) })
+        Ok(Endpoints {
+            options,
+            state: Arc::new(Mutex::new(State { all, turn: None, heard: Instant::now() })),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -162,6 +171,7 @@ impl Endpoints {
 
     fn worked(&self, index: usize, begun: Instant) {
         let mut state = self.state();
+        state.heard = Instant::now();
         let endpoint = &mut state.all[index];
         (endpoint.answered, endpoint.failed, endpoint.failing_since) = (Some(Instant::now()), None, None);
         endpoint.newest = endpoint.newest.max(Some(begun));
@@ -196,7 +206,8 @@ impl Endpoints {
         } else if fresh || state.all.iter().any(|m| m.newest > Some(begun)) {
             return true; // all could not, and somebody can now
         }
-        if state.turn.is_some_and(|t| now < t + TURN) {
+        let between = if now < state.heard + ELECTION { TURN } else { LATER_TURN };
+        if state.turn.is_some_and(|t| now < t + between) {
             return false;
         }
         state.turn = Some(now);
