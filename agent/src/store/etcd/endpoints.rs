@@ -24,8 +24,12 @@ use crate::config::EtcdConfig;
 const FIRST_GAP: Duration = Duration::from_millis(20);
 /// and later.
 const GAP: Duration = Duration::from_millis(10);
-/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries.
+/// Between two requests that are made again while nobody answers anything: of many that wait, one at a time tries. At first,
+/// while an election may be under way,
 const TURN: Duration = Duration::from_millis(5);
+const ELECTION: Duration = Duration::from_secs(1);
+/// and later: an etcd that is being started needs the processors, too.
+const LATER_TURN: Duration = Duration::from_millis(50);
 /// A request is lost where its member has answered one that began so much later.
 const OVERTAKEN: Duration = Duration::from_millis(2);
 /// A request that gets no answer for so long is made again, even where its member answers others.
@@ -55,6 +59,8 @@ struct State {
     all: Vec<Endpoint>,
     /// When a request was last made again while nobody answered.
     turn: Option<Instant>,
+    /// When any member last answered.
+    heard: Instant,
 }
 
 struct Endpoint {
@@ -146,7 +152,8 @@ impl Endpoints {
             failing_since: None,
         };
         let all = config.endpoints.iter().map(endpoint).collect();
-        Ok(Endpoints { options, limit: LIMIT, state: Arc::new(Mutex::new(State { all, turn: None })) })
+        let state = State { all, turn: None, heard: Instant::now() };
+        Ok(Endpoints { options, limit: LIMIT, state: Arc::new(Mutex::new(state)) })
     }
 
     /// The same, for somebody who has time.
@@ -215,6 +222,7 @@ impl Endpoints {
 
     fn worked(&self, index: usize, begun: Instant) {
         let mut state = self.state();
+        state.heard = Instant::now();
         let endpoint = &mut state.all[index];
         (endpoint.answered, endpoint.failed, endpoint.failing_since) = (Some(Instant::now()), None, None);
         endpoint.newest = endpoint.newest.max(Some(begun));
@@ -231,23 +239,26 @@ impl Endpoints {
         }
     }
 
-    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: it is still under way.
-    fn again(&self, index: usize, begun: Instant, waits: bool, gap: Duration) -> bool {
+    /// Is a request to be made again now, which was last made to this member at `begun`? `waits`: that is still under way.
+    /// `fresh`: there is a member that has not been asked yet in this round.
+    fn again(&self, index: usize, begun: Instant, waits: bool, fresh: bool, gap: Duration) -> bool {
         let now = Instant::now();
         let mut state = self.state();
         let member = &state.all[index];
         if waits {
-            if member.failed > Some(begun) || member.newest > Some(begun + OVERTAKEN) {
+            let lost = member.newest > Some(begun + OVERTAKEN);
+            if lost || (fresh && member.failed > Some(begun)) {
                 return true;
             }
             let answered = member.answered.map_or(begun, |t| t.clamp(begun, begun + PATIENCE));
             if now < answered + gap {
                 return false; // where many ask much it may take a while
             }
-        } else if state.all.iter().any(|m| m.newest > Some(begun)) {
+        } else if fresh || state.all.iter().any(|m| m.newest > Some(begun)) {
             return true; // all could not, and somebody can now
         }
-        if state.turn.is_some_and(|t| now < t + TURN) {
+        let between = if now < state.heard + ELECTION { TURN } else { LATER_TURN };
+        if state.turn.is_some_and(|t| now < t + between) {
             return false;
         }
         state.turn = Some(now);
@@ -291,12 +302,10 @@ impl Endpoints {
                 attempts.iter().for_each(|a| self.failed(a.index));
                 return Err(self.unreachable(last));
             }
-            let waits = !attempts.is_empty();
-            let go = match latest {
-                None => true,
-                Some(_) if !waits && !order.is_empty() => true,
-                Some((index, begun)) => self.again(index, begun, waits, gap),
-            };
+            let go = latest.is_none_or(|(index, at)| {
+                let waits = attempts.last().is_some_and(|a| a.begun == at);
+                self.again(index, at, waits, !order.is_empty(), gap)
+            });
             if go {
                 if latest.is_some() {
                     gap = GAP;
@@ -437,6 +446,22 @@ mod tests {
         };
         let answer = run(endpoints().ask_all(ask)).unwrap();
         assert_eq!((answer.value, answer.sole), (8, false));
+    }
+
+    /// One hangs and the others refuse at once: asking them again and again without a pause would leave them no time to start.
+    #[test]
+    fn members_that_cannot_are_asked_again_with_pauses() {
+        let asked = Cell::new(0);
+        let ask = async |_: Client| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1 => std::future::pending().await,
+                _ => Err::<(), _>(Error::WatchError("not yet".to_owned())),
+            }
+        };
+        let answer = run(endpoints().ask(ask));
+        assert!(matches!(answer, Err(EtcdError::Unreachable { .. })));
+        assert!(asked.get() < 1000, "asked {} times in a second", asked.get());
     }
 
     #[test]
