@@ -24,7 +24,7 @@ const DEFINITIONS: &str = "/run/baton-lab/cluster.toml";
 /// Every node's ports and their segments.
 pub const PORTS: [(&str, &str); 3] = [("p0", "office"), ("p1", "office"), ("p2", "back")];
 /// Long enough for everything that happens at all.
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(90);
 
 /// What a cluster is to be.
 #[derive(Clone, Debug)]

@@ -24,7 +24,7 @@ use baton_lab::cluster::{Cluster, ClusterSpec, Judge};
 use baton_lab::host::wait_until;
 
 /// Long enough for everything that happens at all.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 /// Of the virtual servers of [`two_servers`].
 const ADDRESSES: [&str; 3] = ["10.0.0.10", "fd00:10::10", "10.0.0.11"];
 
