@@ -187,8 +187,27 @@ impl Cluster {
             cluster.start_agent(&node, PORTS)?;
         }
         cluster.apply()?;
+        cluster.wait_all_up()?;
         cluster.wait_all_served()?;
         Ok(cluster)
+    }
+
+    /// Waits until every agent has a lease and the store, and says that all nodes are up.
+    ///
+    /// # Errors
+    /// [`LabError::Timeout`], with what the agents say.
+    pub fn wait_all_up(&self) -> Result<(), LabError> {
+        let well = |agent: &Agent| {
+            let status = agent.status().unwrap_or_default();
+            let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+            let up = nodes.iter().all(|n| n["state"] == "up");
+            !nodes.is_empty() && up && status["quorum"] == true && status["store"] == true
+        };
+        let all = || self.agents.values().all(well);
+        wait_until("all nodes to be up", LONG, all).map_err(|_| {
+            let what = format!("all nodes to be up{}", self.logs());
+            LabError::Timeout { what, limit: LONG }
+        })
     }
 
     /// Starts the agent of a node, with these ports and their segments: also of one that joins, or whose ports have changed.

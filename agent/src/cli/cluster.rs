@@ -111,7 +111,7 @@ async fn final_yet(etcd: &Etcd, version: u32) -> Result<(), CliError> {
         .await
         .map_err(other)?
         .into_iter()
-        .filter(|(_, r)| r.members != version)
+        .filter(|(_, r)| r.members != version || r.via.iter().any(|v| v.members != version))
         .map(|(server, _)| server)
         .collect();
     if late.is_empty() {
@@ -134,8 +134,10 @@ async fn empty_before_it_leaves(
     for leaving in before.nodes.iter().filter(|m| next.get(&m.name).is_none()).map(|m| m.name.as_str()) {
         let drained = changes.iter().any(|c| matches!(&c.entry, Entry::Drain(node, true) if node == leaving));
         let owned = changes.iter().filter_map(|c| match &c.entry {
-            Entry::Record(server, Some(r)) if !server.starts_with('@') && r.node == leaving => {
-                r.released.is_none().then_some(server.as_str())
+            Entry::Record(server, Some(r)) if !server.starts_with('@') => {
+                let owns = r.node == leaving && r.released.is_none();
+                let routes = r.via.iter().any(|v| v.node == leaving);
+                (owns || routes).then_some(server.as_str())
             }
             _ => None,
         });

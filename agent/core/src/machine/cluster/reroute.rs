@@ -236,6 +236,7 @@ impl Machine {
         let able = |via: &&Via| {
             owned
                 && via.state != ViaState::Ending
+                && !cluster.draining.contains(&cluster.me)
                 && self.has_usable_port(&via.segment)
                 && self.hop(&via.over, &record.node).is_some()
         };
