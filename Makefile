@@ -88,7 +88,7 @@ demo: setup-demo
 # Tests that build topologies run beside each other; those that fill both processors are few.
 test: build setup-test
 	@[ "$$(id -u)" = 0 ] || { echo "test: the tests make network namespaces and load kernel programs; run them as root"; exit 1; }
-	$(CARGO) test --locked --workspace --all-targets -- --test-threads=4
+	$(CARGO) test --locked --workspace --all-targets -- --test-threads=3
 
 lint: build setup-lint
 	$(CARGO) fmt --all --check

@@ -80,6 +80,9 @@ pub struct Record {
     pub members: u32,
     /// How often ownership has changed hands, this take included.
     pub epoch: u64,
+    /// Whom it was taken from, and as which incarnation, where a majority called that one dead.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub taken_from: Option<(String, u64)>,
     /// Set: the node has released the virtual server, and serves it no more.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub released: Option<Release>,

@@ -127,12 +127,18 @@ fn a_server_with_ipv6_alone_is_moved_and_taken_over() -> Result<()> {
     never_two(judge)
 }
 
+/// Spread over the survivors, and what has the higher priority first: of fifty to take at once only some are written at a time.
 #[test]
-fn a_hundred_servers_of_a_dead_node_all_come_back() -> Result<()> {
+fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
     let mut spec = ClusterSpec::new();
     for n in 0..100 {
         let address = format!("10.0.0.{}/24", 101 + n);
-        spec = spec.server(&format!("vs{n}"), &[&address], "preferred_nodes = [\"n1\"]");
+        let more = match n {
+            0 => "priority = 1\npreferred_nodes = [\"n1\", \"n2\"]",
+            99 => "priority = 900\npreferred_nodes = [\"n1\", \"n2\"]",
+            _ => "preferred_nodes = [\"n1\"]",
+        };
+        spec = spec.server(&format!("vs{n}"), &[&address], more);
     }
     spec.client_base = 10;
     spec.timers = Timers { heartbeat: 50, election: 500, ..spec.timers }; // a hundred writes at once may keep a busy machine's etcd for a while
@@ -151,5 +157,14 @@ fn a_hundred_servers_of_a_dead_node_all_come_back() -> Result<()> {
     ensure!(held.values().all(|node| node != "n1"), "{held:?}");
     let on_n2 = held.values().filter(|node| *node == "n2").count();
     ensure!((40..=60).contains(&on_n2), "not spread over the survivors: {on_n2} of 100 on n2");
+    let events = cluster.agent("n2")?.events()?;
+    let taken = |server: &str| {
+        let from_the_dead = |e: &serde_json::Value| {
+            e["event"] == "taken" && e["server"] == server && e["reason"] == "node_dead" && e["from"] == "n1"
+        };
+        events.iter().rposition(from_the_dead)
+    };
+    let (high, low) = (taken("vs99"), taken("vs0"));
+    ensure!(high.is_some() && low.is_some() && high < low, "priority 900 at {high:?}, 1 at {low:?}");
     never_two(judge)
 }

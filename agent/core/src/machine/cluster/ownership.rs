@@ -294,12 +294,15 @@ impl Machine {
         });
         let times = TakeTimes { cause: heard.unwrap_or(since).min(since), detected: since, decided: now };
         cluster.taking.entry(server.to_owned()).or_insert(times).decided = now;
+        let dead = current.as_ref().filter(|(r, _)| r.released.is_none());
+        let taken_from = dead.map(|(r, _)| (r.node.clone(), r.incarnation));
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
         let record = Record {
             node: cluster.me.clone(),
             incarnation: self.incarnation,
             members: cluster.members.version,
             epoch: epoch + 1,
+            taken_from,
             released: None,
             via: Vec::new(),
         };

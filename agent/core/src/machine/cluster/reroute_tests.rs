@@ -131,6 +131,7 @@ impl World {
             incarnation: 1,
             members: 1,
             epoch: 1,
+            taken_from: None,
             released: None,
             via: Vec::new(),
         };

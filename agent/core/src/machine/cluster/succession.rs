@@ -2,12 +2,13 @@
 //! all come to the same answer. Where one sees another picture (who is heard, for how long) turns keep them apart: the
 //! second in line lets the first one have a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::Machine;
 use super::Cluster;
 use super::ownership::MASTER;
+use crate::cluster::Record;
 use crate::config::VirtualServer;
 use crate::{Reason, Time};
 
@@ -48,22 +49,35 @@ impl Machine {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let fit: Vec<&str> = cluster.fit(cluster.read).collect();
         let mut load: BTreeMap<&str, usize> = BTreeMap::new();
-        let held = |r: &crate::cluster::Record| r.released.is_none() && !cluster.is_dead(r);
-        for (server, (record, _)) in &cluster.records {
-            if server != MASTER && held(record) {
-                *load.entry(record.node.as_str()).or_default() += 1;
-            }
+        let held = |r: &Record| r.released.is_none() && !cluster.is_dead(r);
+        let records = || cluster.records.iter().filter(|(s, _)| *s != MASTER).map(|(_, (r, _))| r);
+        // Owners whose virtual servers are being taken now. What has been taken from them so far counts as if it were still to be
+        // given out: otherwise each successor would draw the line anew with every take that it sees.
+        let dead = records().filter(|r| r.released.is_none() && cluster.is_dead(r));
+        let dying: BTreeSet<(&str, u64)> = dead.map(|r| (r.node.as_str(), r.incarnation)).collect();
+        let just_taken = |r: &Record| {
+            r.taken_from
+                .as_ref()
+                .is_some_and(|(node, incarnation)| dying.contains(&(node.as_str(), *incarnation)))
+        };
+        for record in records().filter(|r| held(r) && !just_taken(r)) {
+            *load.entry(record.node.as_str()).or_default() += 1;
         }
         let mut plan = Vec::new();
         for server in &self.servers {
             let record = cluster.records.get(&server.name).map(|(r, _)| r);
-            if record.is_some_and(held) {
+            let is_held = record.is_some_and(held);
+            if is_held && !record.is_some_and(just_taken) {
                 plan.push(None);
                 continue;
             }
             let order = self.order(&server.name, &fit, &load);
             if let Some(first) = order.first() {
                 *load.entry(first).or_default() += 1;
+            }
+            if is_held {
+                plan.push(None);
+                continue;
             }
             let place = order.iter().position(|n| *n == cluster.me);
             plan.push(Some(Successor { turn: place.map(|p| TURN * p as u32) }));

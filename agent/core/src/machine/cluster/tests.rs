@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::cluster::{Member, Members, NodePort, NodeRecord, StoreRequest};
-use crate::config::{Config, PortConfig, PortFailback, Segment, Timing};
+use crate::cluster::{
+    Entry, Member, Members, NodePort, NodeRecord, Record, Release, StoreChange, StoreInput, StoreRequest,
+};
+use crate::config::{Config, Failback, PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use crate::{
-    Attachment, ClusterStart, Effect, Found, IfIndex, Input, Link, Machine, PeerReading, PeerSample, Start,
-    Time,
+    Attachment, ClusterStart, Effect, Event, EventKind, Found, IfIndex, Input, Link, Machine, PeerReading,
+    PeerSample, Reason, Start, Time,
 };
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -102,4 +104,86 @@ fn stays_usable(b: Option<Time>, c: Option<Time>) -> bool {
 fn only_who_is_heard_can_say_that_a_segment_lives() {
     assert!(!stays_usable(None, None), "b is heard and hears the segment: this node's port is out of touch");
     assert!(stays_usable(Some(ms(10)), None), "b is gone; what it last told says nothing of now");
+}
+
+/// A machine that serves `vs`, which prefers `b` and may go back to it from 01:00 to 04:00; `b` has been well for 20 s.
+fn serving_what_prefers_another() -> (Machine, Time) {
+    let mut start = start();
+    start.config.timing.announce_repeat = Vec::new();
+    start.config.servers.push(VirtualServer {
+        name: "vs".into(),
+        priority: 100,
+        migrate: true,
+        preferred_nodes: vec!["b".into()],
+        failback: Failback::Window(60, 240),
+        reroute: false,
+        addresses: vec!["10.0.0.10/24".parse().unwrap()],
+    });
+    let mut machine = Machine::new();
+    machine.handle(ms(0), Input::Start(Box::new(start)));
+    machine.handle(ms(0), Input::Attached(IfIndex(1), Attachment::Native));
+    let record = owned();
+    let nodes =
+        ["b", "c"].map(|name| StoreChange { revision: 1, entry: Entry::Node(name.into(), Some(node(true))) });
+    let owner = |name: &str, record: Record| StoreChange {
+        revision: 1,
+        entry: Entry::Record(name.into(), Some(record)),
+    };
+    let master = owner("@master", Record { node: "c".into(), ..record.clone() });
+    let all = nodes.into_iter().chain([master, owner("vs", record.clone())]).collect();
+    let read = |at: Time| {
+        let sample =
+            |slot| PeerSample { slot, incarnation: 1, heard: Some(at), answered: Some(at), refuses: false };
+        PeerReading {
+            peers: vec![sample(1), sample(2)],
+            steady_since: ms(0),
+            lease: Some(at + Duration::from_millis(50)),
+            ports: vec![(IfIndex(1), Some(at))],
+        }
+    };
+    machine.handle(ms(1), Input::Peers(read(ms(1))));
+    machine.handle(ms(2), Input::Store(StoreInput::All(all)));
+    let written = StoreInput::Written { server: "vs".into(), record, revision: 2 };
+    machine.handle(ms(3), Input::Store(written));
+    let later = ms(20_000);
+    machine.handle(later, Input::Peers(read(later)));
+    (machine, later)
+}
+
+fn owned() -> Record {
+    Record {
+        node: "a".into(),
+        incarnation: 1,
+        members: 1,
+        epoch: 1,
+        taken_from: None,
+        released: None,
+        via: Vec::new(),
+    }
+}
+
+#[test]
+fn a_server_goes_back_when_the_window_opens_and_not_before() {
+    let (mut machine, now) = serving_what_prefers_another();
+    assert_eq!(machine.handle(now, Input::Minute(59)), []);
+    let leaving = EventKind::Leaving { server: "vs".into(), to: "b".into(), reason: Reason::Failback };
+    assert_eq!(
+        machine.handle(now, Input::Minute(60)),
+        [
+            Effect::Event(Event { at: now, failover: None, kind: leaving }),
+            Effect::Mark { server: "vs".into(), incarnation: None },
+            Effect::RemoveAddress(IfIndex(1), "10.0.0.10".parse().unwrap()),
+            Effect::Steer { segment: "office".into(), ports: vec![IfIndex(1)], via: None },
+        ]
+    );
+    let released = Some(Release { next: Some("b".into()), reason: Reason::Failback });
+    let release =
+        StoreRequest::Write { server: "vs".into(), expected: 2, record: Record { released, ..owned() } };
+    assert_eq!(machine.handle(now, Input::MarkCleared("vs".into())), [Effect::Store(release)]);
+}
+
+#[test]
+fn a_server_stays_when_the_window_has_closed() {
+    let (mut machine, now) = serving_what_prefers_another();
+    assert_eq!(machine.handle(now, Input::Minute(240)), []);
 }

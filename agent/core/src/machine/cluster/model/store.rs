@@ -87,6 +87,7 @@ impl Store {
             incarnation: 1,
             members: 1,
             epoch: 1,
+            taken_from: None,
             released: None,
             via: Vec::new(),
         };
@@ -133,6 +134,7 @@ impl Store {
             incarnation: 1,
             members: 1,
             epoch: 1,
+            taken_from: None,
             released: None,
             via: Vec::new(),
         };
