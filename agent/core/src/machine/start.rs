@@ -69,6 +69,7 @@ impl Machine {
     fn adopt(&mut self, bound: &BTreeMap<IpAddr, IfIndex>) -> usize {
         let found: BTreeMap<IpAddr, IfIndex> = self.assigned.iter().copied().collect();
         let mut adopted = 0;
+        let mut lost = Vec::new();
         // The kernel programs know better where an address belongs than the interfaces, which may hold it twice.
         for (address, ifindex) in found.iter().filter(|(a, _)| !bound.contains_key(a)).chain(bound) {
             let port = self.port_of(*ifindex);
@@ -82,7 +83,14 @@ impl Machine {
             {
                 vip.port = Some(p);
                 adopted += usize::from(self.assigned.contains(&(*address, *ifindex)));
+            } else if away && port.is_none() {
+                lost.push(vip.server);
             }
+        }
+        // A peer may have been asked to answer, by a port that is gone now: only after a write of this agent's own is it
+        // known that none does (lease.md, R6 and R12).
+        if self.cluster.is_some() {
+            lost.into_iter().for_each(|server| self.servers[server].marked = false);
         }
         self.serve_on();
         adopted

@@ -226,6 +226,7 @@ impl Machine {
                 let Some(cluster) = &mut self.cluster else { return };
                 cluster.loaded = true;
                 let before = std::mem::take(&mut cluster.records);
+                let touched = cluster.touched.clone();
                 cluster.nodes.clear();
                 cluster.draining.clear();
                 cluster.wishes.clear();
@@ -234,6 +235,12 @@ impl Machine {
                 let Some(cluster) = &mut self.cluster else { return };
                 cluster.nodes.extend(cluster.published.clone().map(|node| (cluster.me.clone(), node)));
                 for (server, (record, revision)) in before {
+                    // Nobody has written since.
+                    if cluster.records.get(&server).is_none_or(|(_, r)| *r <= revision)
+                        && let Some(incarnation) = touched.get(&server)
+                    {
+                        cluster.touched.insert(server.clone(), *incarnation);
+                    }
                     if cluster.records.get(&server).is_none_or(|(_, r)| *r < revision) {
                         cluster.records.insert(server, (record, revision));
                     }

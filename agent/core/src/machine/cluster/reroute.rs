@@ -12,6 +12,9 @@
 //! | removed | the peer | its mark is off, and the kernel has confirmed it | the owner answers there itself |
 //! | removed | the owner | a majority calls the peer dead, as the incarnation that is named | the same |
 //!
+//! Before the owner answers in the segment itself again, its own write to the record must have been the last one: what it asked
+//! of a peer before, or the agent before it, may be under way for long, and then fails.
+//!
 //! So at most one of the two answers in the segment. A peer that finds the owner dead, or that it can't do its part any more,
 //! removes its entry too; nobody takes a virtual server whose record still names a peer that may answer.
 
@@ -141,7 +144,14 @@ impl Machine {
                     self.event(EventKind::Rerouting { server, segment, via: via_node, over });
                     next.via.push(via);
                 }
-                None => self.come_back(index, &segment),
+                None if !self.is_away_in(index, &segment) || !self.has_usable_port(&segment) => {}
+                None if self.has_own_write(index) => self.come_back(index, &segment),
+                // An earlier request to a peer may still be under way, of this agent or the one before it: it fails once the
+                // record has been written again.
+                None => {
+                    let server = self.servers[index].name.clone();
+                    return self.write(server, revision, record.clone());
+                }
                 Some(via) => {
                     let Some(cluster) = &self.cluster else { return };
                     let reached = self.hop(&via.over, &via.node).is_some();
@@ -204,18 +214,25 @@ impl Machine {
         self.steer(&via.segment);
     }
 
+    /// Are addresses of the server in this segment bound to a port of another one?
+    fn is_away_in(&self, index: usize, segment: &str) -> bool {
+        self.vips.values().any(|v| v.server == index && v.segment == segment && self.is_away(v))
+    }
+
+    /// Has this process written the record last?
+    fn has_own_write(&self, index: usize) -> bool {
+        let server = &self.servers[index].name;
+        self.cluster.as_ref().is_some_and(|c| c.may_mark(server, self.incarnation))
+    }
+
     /// Binds them to a port of their own segment again, if they were away.
     fn come_back(&mut self, index: usize, segment: &str) {
-        let has_port = self.has_usable_port(segment);
         let away: Vec<_> = self
             .vips
             .iter()
             .filter(|(_, v)| v.server == index && v.segment == segment && self.is_away(v))
             .map(|(address, _)| *address)
             .collect();
-        if away.is_empty() || !has_port {
-            return;
-        }
         for address in away {
             if let Some(vip) = self.vips.get_mut(&address) {
                 vip.port = None;

@@ -185,6 +185,8 @@ impl World {
                 self.store.revision += 1;
                 self.store.nodes.insert(n, (Arc::new(record), self.store.revision));
             }
+            // The master's record is of no interest here: that request is never answered, and so not made again.
+            StoreRequest::Write { server, .. } if server != SERVER => {}
             request => {
                 let life = self.nodes[n].life;
                 self.store.asked.push(Asked { node: n, life, awaited: true, request });
