@@ -1,5 +1,5 @@
 //! `baton demo`: one file server with three ports and one client, in network namespaces; the real agent; cut cables;
-//! and what the client saw; then three file servers ([`nodes`]). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
+//! and what the client saw; then three file servers (`nodes`). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
 
 mod nodes;
 

@@ -54,7 +54,7 @@ enum Command {
     },
     /// Write what is defined for the whole cluster
     Apply {
-        /// The file, with [cluster], [timing], [[segment]] and [[virtual_server]]
+        /// The file, with `[cluster]`, `[timing]`, `[[segment]]` and `[[virtual_server]]`
         file: PathBuf,
         /// Only show what would change
         #[arg(long)]
