@@ -108,15 +108,22 @@ pub fn remove_all(bpffs_dir: &Path) -> Result<(), KernelError> {
     for path in layouts(bpffs_dir)?.iter().chain([&links_dir(bpffs_dir)]) {
         remove_dir(path)?;
     }
-    if is_own_mount(bpffs_dir) {
-        umount2(bpffs_dir, MntFlags::empty()).map_err(|source| pin_error(bpffs_dir, source.into()))?;
+    if is_own_mount(bpffs_dir) && !holds_others(bpffs_dir)? {
+        // Detached: whoever walks over the mount just now, or copies the mounts of this namespace, would make it busy.
+        umount2(bpffs_dir, MntFlags::MNT_DETACH).map_err(|source| pin_error(bpffs_dir, source.into()))?;
     }
     match fs::remove_dir(bpffs_dir) {
-        // A mount of the administrator's stays.
+        // A mount of the administrator's stays, and one that holds pins of others.
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
         Err(source) => Err(pin_error(bpffs_dir, source)),
         Ok(()) => Ok(()),
     }
+}
+
+/// Something is left that is neither Baton's nor one of the kernel's own entries at the root of a BPF file system.
+fn holds_others(dir: &Path) -> Result<bool, KernelError> {
+    let kernels = |path: &Path| path.extension().is_some_and(|extension| extension == "debug");
+    Ok(entries(dir)?.iter().any(|path| !kernels(path)))
 }
 
 /// The folder itself is a mount point, of a file system that Baton mounted.
