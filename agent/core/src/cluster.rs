@@ -1,6 +1,7 @@
 //! What the nodes of a cluster share through the store, as plain values. `lease.md` in the words of this module: a
 //! [`Members`] is a version of the member list (rule R10), a [`Record`] is an owner record (R5, R6, R7, R9).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -131,14 +132,51 @@ pub struct Release {
 }
 
 /// What a node tells of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Its incarnation.
     pub incarnation: u64,
     /// It has a vote and takes no virtual servers.
     pub witness: bool,
+    /// What it can bear, in percent of an ordinary node.
+    #[serde(default = "crate::config::hundred")]
+    pub capacity_percent: u32,
     /// Its ports.
     pub ports: Vec<NodePort>,
+}
+
+impl Default for NodeRecord {
+    fn default() -> Self {
+        NodeRecord { incarnation: 0, witness: false, capacity_percent: 100, ports: Vec::new() }
+    }
+}
+
+/// What a node has measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLoad {
+    /// The virtual servers that it serves: their loads, in millionths of what an ordinary node can give.
+    pub servers: BTreeMap<String, u32>,
+    /// What is used of its processors and memory by something else than virtual servers, in millionths of what the node has.
+    pub other: u32,
+}
+
+/// Somebody wants a virtual server to be on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// Which node.
+    pub to: String,
+    /// Why: [`Reason::Administrator`] or [`Reason::Balance`].
+    pub reason: Reason,
+    /// Epoch of the master who wants it. Of another one than the present it is void.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub master: Option<u64>,
+}
+
+impl Wish {
+    /// An administrator's.
+    pub fn administrator(to: &str) -> Wish {
+        Wish { to: to.to_owned(), reason: Reason::Administrator, master: None }
+    }
 }
 
 /// A port of a node, for the others to probe.
@@ -173,8 +211,10 @@ pub enum Entry {
     Record(String, Option<Record>),
     /// An administrator wants this node to be empty.
     Drain(String, bool),
-    /// An administrator wants this virtual server to go to that node; `None`: no longer.
-    Move(String, Option<String>),
+    /// Somebody wants this virtual server to go to a node; `None`: no longer.
+    Move(String, Option<Wish>),
+    /// What a node has measured; `None`: the key is gone.
+    Load(String, Option<NodeLoad>),
     /// The generation of the definitions that is in force.
     Generation(u64),
 }
@@ -242,7 +282,19 @@ pub enum StoreRequest {
     },
     /// Tell the others of this node. The latest is what counts; it is sent again until it is there.
     Publish(NodeRecord),
-    /// The administrator's wish is fulfilled, or can't be: remove it, if it still has this revision.
+    /// Tell the others what this node has measured. As [`StoreRequest::Publish`].
+    PublishLoad(NodeLoad),
+    /// The master wants a virtual server elsewhere: write that, if nobody else wants something, and the master's record still has
+    /// this revision. Whether it was written is seen by [`Entry::Move`].
+    Wish {
+        /// The virtual server.
+        server: String,
+        /// Revision of the master's record.
+        master: u64,
+        /// What is wanted.
+        wish: Wish,
+    },
+    /// A wish is fulfilled, or can't be: remove it, if it still has this revision.
     MoveDone {
         /// The virtual server.
         server: String,

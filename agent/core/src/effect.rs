@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::StoreRequest;
+use crate::plan::{Policy, Situation};
 use crate::{Event, IfIndex};
 
 /// The way to a node on the same link.
@@ -87,6 +88,8 @@ pub enum Effect {
     Incarnation(u64),
     /// Ask the store for something.
     Store(StoreRequest),
+    /// Plan which virtual servers are to move for balance, which takes a while; answered by [`crate::Input::Planned`].
+    Plan(Box<Situation>, Policy),
     /// Tell the administrator; also the time line of a failover.
     Event(Event),
 }

@@ -196,6 +196,23 @@ pub enum EventKind {
         /// Why.
         reason: Reason,
     },
+    /// The master has found that moving a virtual server would even loads out.
+    Balance {
+        /// Which.
+        server: String,
+        /// Its owner.
+        from: String,
+        /// The node that has more to give.
+        to: String,
+        /// Why, in words.
+        why: String,
+        /// The highest load of any node now, as a share of its capacity.
+        highest: f64,
+        /// And after the move.
+        highest_after: f64,
+        /// It is being moved; otherwise this is advice.
+        moves: bool,
+    },
     /// A virtual server that this node served was taken by another one.
     Deposed {
         /// Its name.
@@ -391,6 +408,10 @@ pub enum Reason {
     Administrator,
     /// A preferred node is back.
     Failback,
+    /// It evens loads out.
+    Balance,
+    /// The definitions don't permit it on its node (`only_on`, `never_with`).
+    Constraint,
     /// Nobody ever owned it.
     First,
 }
@@ -415,6 +436,8 @@ impl Reason {
             Reason::Drain => "drain",
             Reason::Administrator => "administrator",
             Reason::Failback => "failback",
+            Reason::Balance => "balance",
+            Reason::Constraint => "constraint",
             Reason::First => "first",
         }
     }

@@ -63,6 +63,8 @@ pub enum Input {
     },
     /// The store tells something.
     Store(StoreInput),
+    /// The plan that [`Effect::Plan`] asked for.
+    Planned(Vec<PlannedMove>),
     /// The minute of the day, 0 to 1439, local time: told at the start, and whenever it is another one.
     Minute(u16),
     /// The kernel programs don't serve this virtual server any more ([`Effect::Mark`] without an incarnation done).
@@ -114,12 +116,66 @@ pub struct ClusterStart {
 pub struct Sample {
     /// Length of the sample.
     pub over: Duration,
-    /// Bytes of each virtual IP in that time, both directions together. One that isn't here had none.
-    pub bytes: BTreeMap<IpAddr, u64>,
+    /// What each virtual IP carried in that time. One that isn't here carried nothing.
+    pub traffic: BTreeMap<IpAddr, Traffic>,
+    /// The node's processors and memory, where they can be read.
+    pub host: Option<HostSample>,
+    /// What the block devices of file systems did, by their names in the configuration, where it is known.
+    pub devices: BTreeMap<String, DeviceSample>,
     /// Speed of each port in bytes per second, where it is known.
     pub speed: BTreeMap<IfIndex, u64>,
     /// What each port counted in that time, where it is known.
     pub errors: BTreeMap<IfIndex, LinkErrors>,
+}
+
+/// Packets and bytes as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets received and sent.
+    pub packets: u64,
+}
+
+/// How a node's processors and memory were used in a sample, in thousandths of its length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSample {
+    /// Time that the processors worked, on the average of them (proc_stat(5), all but idle and iowait).
+    pub cpu: u32,
+    /// Time in which some work waited for a processor (Documentation/accounting/psi.rst).
+    pub cpu_pressure: u32,
+    /// Time in which some work waited for memory.
+    pub memory_pressure: u32,
+}
+
+/// What a block device did in a sample (Documentation/block/stat.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSample {
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Requests that were done.
+    pub requests: u64,
+    /// Time in which it had something to do.
+    pub busy: Duration,
+    /// Times of all requests together, from when they were queued.
+    pub waited: Duration,
+}
+
+/// A move that a plan asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedMove {
+    /// The virtual server.
+    pub server: String,
+    /// Its owner.
+    pub from: String,
+    /// Who is to have it.
+    pub to: String,
+    /// Why, in words.
+    pub why: String,
+    /// The highest load of any node before and after it, as shares of capacity.
+    pub highest: (f64, f64),
 }
 
 /// A complete reading of the kernel's links and of the addresses that matter: those of ours and those equal to a virtual IP.

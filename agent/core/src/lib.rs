@@ -22,7 +22,8 @@ pub use config::Config;
 pub use effect::{Effect, Hop};
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage, TakeTimes};
 pub use input::{
-    Assigned, Attachment, Claim, ClusterStart, Found, IfIndex, Input, Link, Owner, Sample, Start,
+    Assigned, Attachment, Claim, ClusterStart, DeviceSample, Found, HostSample, IfIndex, Input, Link, Owner,
+    PlannedMove, Sample, Start, Traffic,
 };
 pub use machine::Machine;
 pub use path::{

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The cluster as it is: what there is to plan.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Situation {
     /// The nodes, in any order.
     pub nodes: Vec<Node>,
@@ -18,7 +20,8 @@ pub struct Situation {
 }
 
 /// What is known of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NodeState {
     /// It may be given virtual servers.
     #[default]
@@ -44,7 +47,7 @@ impl NodeState {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name, unique.
     pub name: String,
@@ -72,7 +75,7 @@ impl Node {
 }
 
 /// A virtual server.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Server {
     /// Its name, unique.
     pub name: String,
@@ -130,7 +133,7 @@ impl Server {
 /// At most `at_once` virtual servers move in one balance, and balances are `cluster_cooldown` apart; so at most
 /// `at_once` × 24 h / `cluster_cooldown` moves are made for balance in a day, and of one virtual server at most
 /// 24 h / `server_cooldown`, whatever the load does.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Are virtual servers moved only to even loads out?
     pub balance: bool,
