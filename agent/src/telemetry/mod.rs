@@ -67,6 +67,8 @@ pub struct Published {
     pub diagnostics: watch::Receiver<Diagnostics>,
     /// Round-trip times by path.
     pub paths: watch::Receiver<Arc<Vec<PathStats>>>,
+    /// What could be planned.
+    pub planning: watch::Receiver<Arc<Planning>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -83,6 +85,8 @@ pub struct Publisher {
     pub diagnostics: watch::Sender<Diagnostics>,
     /// Round-trip times by path, after every sample.
     pub paths: watch::Sender<Arc<Vec<PathStats>>>,
+    /// What could be planned, after every sample.
+    pub planning: watch::Sender<Arc<Planning>>,
     shared: Arc<Shared>,
 }
 
@@ -101,13 +105,15 @@ pub fn channel() -> (Publisher, Published) {
     let (counters, counters_rx) = watch::channel(Arc::default());
     let (diagnostics, diagnostics_rx) = watch::channel(Diagnostics::default());
     let (paths, paths_rx) = watch::channel(Arc::default());
+    let (planning, planning_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
-    let publisher = Publisher { snapshot, counters, diagnostics, paths, shared: shared.clone() };
+    let publisher = Publisher { snapshot, counters, diagnostics, paths, planning, shared: shared.clone() };
     let published = Published {
         snapshot: snapshot_rx,
         counters: counters_rx,
         diagnostics: diagnostics_rx,
         paths: paths_rx,
+        planning: planning_rx,
         events,
         shared,
     };
