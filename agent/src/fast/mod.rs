@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
 use driver::Driver;
-pub use driver::{Links, Setup, StoreLink, now};
+pub use driver::{Links, PlanRequest, Setup, StoreLink, now};
 pub use peers::Membership;
 pub use prober::{Identity, NamedPath, PathReader, Probing};
 
@@ -70,6 +70,12 @@ pub enum FastError {
     /// The kernel programs could not be loaded, attached or told something.
     #[error(transparent)]
     Kernel(Box<KernelError>),
+    /// A plan is asked for while others are, and none has been made.
+    #[error("the planner is busy")]
+    PlannerBusy,
+    /// The planner has failed; its message is in the log.
+    #[error("the planner is gone")]
+    PlannerGone,
     /// Routes or rules were refused.
     #[error("routes and rules of segment {segment}: {error}")]
     Steer {

@@ -1,10 +1,14 @@
 //! The slow side: everything that may wait. `disk` owns the store, the journal, the record and sysctls on a thread of its
-//! own, so that a stalled disk stalls nobody who asks for status; HTTP, the control socket, the sampler and signals share
-//! the main thread.
+//! own, so that a stalled disk stalls nobody who asks for status; so does `planner`, for it calculates; HTTP, the control
+//! socket, the sampler and signals share the main thread.
 
 pub mod clean;
 mod cluster;
+mod devices;
 mod disk;
+mod host;
+mod planner;
+mod ports;
 mod probe_key;
 pub mod record;
 mod sample;
@@ -38,6 +42,8 @@ use probe_key::KeyError;
 const RECORDS: usize = 4096;
 /// Events under way to the journal; a full channel drops events, counted.
 const EVENTS: usize = 4096;
+/// Plans that are asked for; a full channel fails them, and core asks again.
+const PLANS: usize = 4;
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
 
@@ -176,6 +182,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let (inputs, inputs_rx) = mpsc::channel(INPUTS);
     let (records, records_rx) = mpsc::channel(RECORDS);
     let (events, events_rx) = mpsc::channel(EVENTS);
+    let (plans, plans_rx) = mpsc::channel(PLANS);
     let (stop, stop_rx) = oneshot::channel();
     let (ended, ended_rx) = oneshot::channel();
     let (ready, ready_rx) = oneshot::channel();
@@ -189,11 +196,13 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     };
     let disk =
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
+    let planner = planner::spawn(plans_rx, inputs.clone()).map_err(RunError::Start)?;
     let links = Links {
         inputs: inputs_rx,
         slow: records,
         events,
         publisher: publisher.clone(),
+        plans,
         store: store_link,
         stop: stop_rx,
     };
@@ -238,6 +247,9 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let fast = fast.join().map_err(|_| RunError::Panicked)?;
     drop(runtime); // ends the sampler, the last to hold a way to the disk thread
     disk.join().map_err(|_| RunError::Panicked)?;
+    if planner.join().is_err() {
+        tracing::error!("the planner has panicked; nothing was planned since");
+    }
     if let Some(thread) = store_thread {
         thread.join().map_err(|_| RunError::Panicked)?;
     }

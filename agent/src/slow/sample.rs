@@ -1,19 +1,21 @@
-//! Reads the counters of the kernel programs and of the interfaces once a second: publishes them, and tells core what
-//! each address carried since, and what each port got wrong.
+//! Reads the counters of the kernel programs, of the interfaces, of the host and of block devices once a second: publishes them,
+//! and tells core what each address carried since, how busy the host and the devices were, and what each port got wrong.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baton_common::Counters;
-use baton_core::{Config, IfIndex, Input, LinkErrors, Sample};
+use baton_core::config::PortConfig;
+use baton_core::{Config, DeviceSample, IfIndex, Input, LinkErrors, Sample, Traffic};
 use tokio::sync::mpsc;
 
+use super::devices::{self, Devices};
+use super::host::{self, HostCounters};
+use super::ports;
 use crate::fast::PathReader;
-use crate::io::kernel::CounterReader;
+use crate::io::kernel::{CounterReader, KernelError};
 use crate::telemetry::{PathStats, Publisher, VipCounters};
 
 /// Time between samples.
@@ -23,7 +25,8 @@ pub(super) struct Sampler {
     reader: CounterReader,
     paths: PathReader,
     servers: HashMap<IpAddr, String>,
-    interfaces: Vec<String>,
+    ports: Vec<PortConfig>,
+    devices: Devices,
     publisher: Arc<Publisher>,
     inputs: mpsc::Sender<Input>,
 }
@@ -31,7 +34,10 @@ pub(super) struct Sampler {
 /// The counters at one time.
 struct Counted {
     at: Instant,
-    bytes: HashMap<IpAddr, u64>,
+    /// With the slot that each is kept in: in another one it began anew.
+    traffic: HashMap<IpAddr, (u32, Traffic)>,
+    host: Option<HostCounters>,
+    devices: BTreeMap<String, devices::Counted>,
     errors: BTreeMap<IfIndex, LinkErrors>,
 }
 
@@ -51,7 +57,8 @@ impl Sampler {
             reader,
             paths,
             servers: config.servers.iter().flat_map(of).collect(),
-            interfaces: config.ports.iter().map(|p| p.interface.clone()).collect(),
+            ports: config.ports.clone(),
+            devices: Devices::new(config),
             publisher,
             inputs,
         }
@@ -72,38 +79,50 @@ impl Sampler {
                     return;
                 }
             }
-            let read = self.reader.read();
-            let now = Instant::now();
-            match read {
+            match self.count() {
                 Err(e) if !failing => {
                     failing = true;
                     tracing::error!("reading counters: {e}");
                 }
                 Err(_) => {}
-                Ok(read) => {
+                Ok(counted) => {
                     failing = false;
-                    let bytes: HashMap<IpAddr, u64> =
-                        read.iter().map(|(a, _, c)| (*a, c.rx_bytes + c.tx_bytes)).collect();
-                    self.publish(read);
-                    self.publish_paths();
-                    let errors = errors(&self.interfaces);
-                    let counted = Counted { at: now, bytes, errors };
-                    if let Some(before) = last.replace(counted)
-                        && let Some(after) = &last
-                    {
-                        let sample = Sample {
-                            over: after.at - before.at,
-                            bytes: since(&before.bytes, &after.bytes),
-                            speed: speeds(&self.interfaces),
-                            errors: errors_since(&before.errors, &after.errors),
-                        };
+                    if let Some(before) = &last {
+                        let sample = self.sample(before, &counted);
+                        self.publisher.host.send_replace(sample.host);
                         if self.inputs.send(Input::Sample(sample)).await.is_err() {
                             return;
                         }
                     }
+                    last = Some(counted);
                 }
             }
             tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Reads everything, and publishes what is shown as it is.
+    fn count(&mut self) -> Result<Counted, KernelError> {
+        let read = self.reader.read()?;
+        let at = Instant::now();
+        let traffic = read.iter().map(|(a, slot, c)| (*a, (*slot, traffic(c)))).collect();
+        self.publish(read);
+        self.publish_paths();
+        let (shown, devices): (Vec<_>, Vec<_>) = self.devices.read().into_iter().unzip();
+        let devices = shown.iter().map(|d| d.device.clone()).zip(devices).collect();
+        self.publisher.devices.send_replace(Arc::new(shown));
+        Ok(Counted { at, traffic, host: host::read(), devices, errors: ports::errors(&self.ports) })
+    }
+
+    fn sample(&self, before: &Counted, after: &Counted) -> Sample {
+        let over = after.at - before.at;
+        Sample {
+            over,
+            traffic: since(&before.traffic, &after.traffic),
+            host: after.host.zip(before.host).and_then(|(now, then)| now.since(&then, over)),
+            devices: devices_since(&before.devices, &after.devices),
+            speed: ports::speeds(&self.ports),
+            errors: ports::errors_since(&before.errors, &after.errors),
         }
     }
 
@@ -143,82 +162,73 @@ fn minute_of_day() -> Option<u16> {
     u16::try_from(local.tm_hour * 60 + local.tm_min).ok()
 }
 
-/// What each interface has counted so far (`rtnl_link_stats64`, as sysfs shows it).
-fn errors(interfaces: &[String]) -> BTreeMap<IfIndex, LinkErrors> {
-    let counted = |interface: &String| {
-        let count = |counter: &str| read(&format!("/sys/class/net/{interface}/statistics/{counter}"));
-        let errors = LinkErrors {
-            rx_packets: count("rx_packets")?,
-            rx_errors: count("rx_errors")?,
-            tx_packets: count("tx_packets")?,
-            tx_errors: count("tx_errors")?,
-        };
-        Some((IfIndex(read(&format!("/sys/class/net/{interface}/ifindex"))?), errors))
-    };
-    interfaces.iter().filter_map(counted).collect()
+fn traffic(counters: &Counters) -> Traffic {
+    let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = *counters;
+    Traffic { rx_bytes, tx_bytes, packets: rx_packets + tx_packets }
 }
 
-/// What they counted meanwhile; an interface whose counters began anew is left out.
-fn errors_since(
-    before: &BTreeMap<IfIndex, LinkErrors>,
-    after: &BTreeMap<IfIndex, LinkErrors>,
-) -> BTreeMap<IfIndex, LinkErrors> {
-    let since = |(ifindex, now): (&IfIndex, &LinkErrors)| {
-        let then = before.get(ifindex)?;
-        let errors = LinkErrors {
-            rx_packets: now.rx_packets.checked_sub(then.rx_packets)?,
-            rx_errors: now.rx_errors.checked_sub(then.rx_errors)?,
-            tx_packets: now.tx_packets.checked_sub(then.tx_packets)?,
-            tx_errors: now.tx_errors.checked_sub(then.tx_errors)?,
-        };
-        Some((*ifindex, errors))
+/// What each address carried meanwhile, if anything. Where one counter is lower than before, all of them began anew.
+fn since(
+    before: &HashMap<IpAddr, (u32, Traffic)>,
+    after: &HashMap<IpAddr, (u32, Traffic)>,
+) -> BTreeMap<IpAddr, Traffic> {
+    let since = |(address, (slot, now)): (&IpAddr, &(u32, Traffic))| {
+        let then = before.get(address).filter(|(before, _)| before == slot);
+        (*address, then.and_then(|(_, then)| carried(then, now)).unwrap_or(*now))
+    };
+    after.iter().map(since).filter(|(_, traffic)| *traffic != Traffic::default()).collect()
+}
+
+fn carried(then: &Traffic, now: &Traffic) -> Option<Traffic> {
+    Some(Traffic {
+        rx_bytes: now.rx_bytes.checked_sub(then.rx_bytes)?,
+        tx_bytes: now.tx_bytes.checked_sub(then.tx_bytes)?,
+        packets: now.packets.checked_sub(then.packets)?,
+    })
+}
+
+/// What each device did meanwhile, where it was there before, too.
+fn devices_since(
+    before: &BTreeMap<String, devices::Counted>,
+    after: &BTreeMap<String, devices::Counted>,
+) -> BTreeMap<String, DeviceSample> {
+    let since = |(name, now): (&String, &devices::Counted)| {
+        Some((name.clone(), before.get(name).and_then(|then| now.since(then))?))
     };
     after.iter().filter_map(since).collect()
-}
-
-/// What each address carried meanwhile. A counter that is lower than before began anew.
-fn since(before: &HashMap<IpAddr, u64>, after: &HashMap<IpAddr, u64>) -> BTreeMap<IpAddr, u64> {
-    after
-        .iter()
-        .map(|(a, &now)| (*a, before.get(a).and_then(|b| now.checked_sub(*b)).unwrap_or(now)))
-        .filter(|(_, n)| *n > 0)
-        .collect()
-}
-
-/// Speed of each port that tells it (in Mbit/s; a port without carrier says -1), in bytes per second.
-fn speeds(interfaces: &[String]) -> BTreeMap<IfIndex, u64> {
-    let speed = |interface: &String| {
-        let mbits: i64 = read(&format!("/sys/class/net/{interface}/speed"))?;
-        let speed = u64::try_from(mbits).ok().filter(|s| *s > 0)? * 125_000;
-        Some((IfIndex(read(&format!("/sys/class/net/{interface}/ifindex"))?), speed))
-    };
-    interfaces.iter().filter_map(speed).collect()
-}
-
-/// The number in a file, if there is one.
-fn read<T: FromStr>(file: &str) -> Option<T> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_counter_that_began_anew_counts_from_zero() {
-        let a = IpAddr::from([10, 0, 0, 1]);
-        let b = IpAddr::from([10, 0, 0, 2]);
-        let before = HashMap::from([(a, 100), (b, 7)]);
-        let after = HashMap::from([(a, 40), (b, 7)]);
-        assert_eq!(since(&before, &after), BTreeMap::from([(a, 40)]));
+    fn traffic(rx_bytes: u64, tx_bytes: u64, packets: u64) -> Traffic {
+        Traffic { rx_bytes, tx_bytes, packets }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
     }
 
     #[test]
-    fn errors_are_counted_since_the_last_sample_and_not_at_all_when_they_began_anew() {
-        let errors = |rx_packets, rx_errors| LinkErrors { rx_packets, rx_errors, ..LinkErrors::default() };
-        let before = BTreeMap::from([(IfIndex(1), errors(100, 2)), (IfIndex(2), errors(9, 0))]);
-        let after = [(IfIndex(1), errors(150, 5)), (IfIndex(2), errors(3, 0)), (IfIndex(3), errors(1, 1))];
-        let since = errors_since(&before, &BTreeMap::from(after));
-        assert_eq!(since, BTreeMap::from([(IfIndex(1), errors(50, 3))]));
+    fn traffic_is_what_was_carried_since() {
+        let before =
+            HashMap::from([(address(1), (0, traffic(100, 10, 5))), (address(2), (1, traffic(7, 7, 2)))]);
+        let after =
+            HashMap::from([(address(1), (0, traffic(140, 10, 6))), (address(2), (1, traffic(7, 7, 2)))]);
+        assert_eq!(since(&before, &after), BTreeMap::from([(address(1), traffic(40, 0, 1))]));
+    }
+
+    #[test]
+    fn counters_that_began_anew_count_from_zero() {
+        let before = HashMap::from([(address(1), (0, traffic(100, 10, 5)))]);
+        for now in [traffic(40, 20, 6), traffic(140, 9, 6), traffic(140, 20, 4)] {
+            let after = HashMap::from([(address(1), (0, now))]);
+            assert_eq!(since(&before, &after), BTreeMap::from([(address(1), now)]));
+        }
+        let elsewhere = HashMap::from([(address(1), (3, traffic(140, 20, 6)))]);
+        assert_eq!(since(&before, &elsewhere), BTreeMap::from([(address(1), traffic(140, 20, 6))]));
+        let new = HashMap::from([(address(2), (1, traffic(5, 0, 1)))]);
+        assert_eq!(since(&before, &new), BTreeMap::from([(address(2), traffic(5, 0, 1))]));
     }
 }

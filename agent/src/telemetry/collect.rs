@@ -1,6 +1,7 @@
 //! Metrics that are read from the published state when somebody asks for them.
 
 use std::fmt;
+use std::time::Duration;
 
 use baton_common::RTT_BUCKETS;
 use baton_core::{Finding, PathView, PortState};
@@ -8,7 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 
-use super::{Published, VipCounters};
+use super::{DeviceCounters, Published, VipCounters};
 
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -70,6 +71,10 @@ impl Collected {
         for node in &view.nodes {
             gauge(&mut family, &[("node", node.name.as_str())], node.load)?;
         }
+        let help = "Moves that would even loads out and are not made; told by the master";
+        let mut family =
+            encoder.encode_descriptor("baton_balance_advised_moves", help, None, MetricType::Gauge)?;
+        gauge(&mut family, &[], view.advice.len() as f64)?;
         let mut family = encoder.encode_descriptor(
             "baton_virtual_server_owner",
             "1 for the node that owns the virtual server",
@@ -201,6 +206,57 @@ impl Collected {
         Ok(())
     }
 
+    fn host(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(host) = *self.published.host.borrow() else { return Ok(()) };
+        for (name, help, thousandths) in [
+            ("baton_node_cpu_ratio", "Share of time that the node's processors worked", host.cpu),
+            (
+                "baton_node_cpu_pressure_ratio",
+                "Share of time in which work waited for a processor",
+                host.cpu_pressure,
+            ),
+            (
+                "baton_node_memory_pressure_ratio",
+                "Share of time in which work waited for memory",
+                host.memory_pressure,
+            ),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            metric.encode_gauge(&(f64::from(thousandths) / 1e3))?;
+        }
+        Ok(())
+    }
+
+    fn storage(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let devices = self.published.devices.borrow().clone();
+        let labels =
+            |d: &DeviceCounters| [("virtual_server", d.server.clone()), ("device", d.device.clone())];
+        let help = "Bytes read from and written to the device of a file system";
+        let mut family = encoder.encode_descriptor("baton_storage_bytes", help, None, MetricType::Counter)?;
+        for device in devices.iter() {
+            counter(&mut family, &labels(device), device.counters.bytes)?;
+        }
+        let help = "Requests that the device has done";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_requests", help, None, MetricType::Counter)?;
+        for device in devices.iter() {
+            counter(&mut family, &labels(device), device.counters.requests)?;
+        }
+        let help = "Time in which the device had something to do";
+        let name = "baton_storage_busy_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for device in devices.iter() {
+            seconds(&mut family, &labels(device), device.counters.busy)?;
+        }
+        let help = "Times of all requests of the device together, from when they were queued";
+        let name = "baton_storage_wait_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for device in devices.iter() {
+            seconds(&mut family, &labels(device), device.counters.waited)?;
+        }
+        Ok(())
+    }
+
     fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seen = *self.published.diagnostics.borrow();
         let mut family = encoder.encode_descriptor(
@@ -254,12 +310,18 @@ impl Collector for Collected {
         self.traffic(&mut encoder)?;
         self.view(&mut encoder)?;
         self.paths(&mut encoder)?;
+        self.host(&mut encoder)?;
+        self.storage(&mut encoder)?;
         self.diagnostics(&mut encoder)
     }
 }
 
 fn counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
     family.encode_family(labels)?.encode_counter::<[(&str, &str); 0], _, u64>(&value, None)
+}
+
+fn seconds(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: Duration) -> fmt::Result {
+    family.encode_family(labels)?.encode_counter::<[(&str, &str); 0], _, u64>(&value.as_secs_f64(), None)
 }
 
 fn gauge(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: f64) -> fmt::Result {

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use baton_common::{Counters, Diagnostics, RTT_BUCKETS};
-use baton_core::{Snapshot, Time};
+use baton_core::plan::Planning;
+use baton_core::{HostSample, Snapshot, Time};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
@@ -56,6 +57,30 @@ pub struct PathStats {
     pub rtt_sum_ns: u64,
 }
 
+/// What the block device of a file system has done since it exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// The virtual server.
+    pub server: String,
+    /// The device, as the configuration names it.
+    pub device: String,
+    /// The sums.
+    pub counters: StorageCounters,
+}
+
+/// The counters of a block device (Documentation/block/stat.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageCounters {
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Requests that were done: reads, writes, discards and flushes.
+    pub requests: u64,
+    /// Time in which it had something to do; the kernel starts from zero after 50 days.
+    pub busy: Duration,
+    /// Times of all requests together, from when they were queued; likewise.
+    pub waited: Duration,
+}
+
 /// The reading side: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -69,6 +94,10 @@ pub struct Published {
     pub paths: watch::Receiver<Arc<Vec<PathStats>>>,
     /// What could be planned.
     pub planning: watch::Receiver<Arc<Planning>>,
+    /// How busy the host was in the last sample, where it is known.
+    pub host: watch::Receiver<Option<HostSample>>,
+    /// What the block devices have done.
+    pub devices: watch::Receiver<Arc<Vec<DeviceCounters>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -87,6 +116,10 @@ pub struct Publisher {
     pub paths: watch::Sender<Arc<Vec<PathStats>>>,
     /// What could be planned, after every sample.
     pub planning: watch::Sender<Arc<Planning>>,
+    /// How busy the host was, after every sample.
+    pub host: watch::Sender<Option<HostSample>>,
+    /// What the block devices have done, after every sample.
+    pub devices: watch::Sender<Arc<Vec<DeviceCounters>>>,
     shared: Arc<Shared>,
 }
 
@@ -106,14 +139,19 @@ pub fn channel() -> (Publisher, Published) {
     let (diagnostics, diagnostics_rx) = watch::channel(Diagnostics::default());
     let (paths, paths_rx) = watch::channel(Arc::default());
     let (planning, planning_rx) = watch::channel(Arc::default());
+    let (host, host_rx) = watch::channel(None);
+    let (devices, devices_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
-    let publisher = Publisher { snapshot, counters, diagnostics, paths, planning, shared: shared.clone() };
+    let publisher =
+        Publisher { snapshot, counters, diagnostics, paths, planning, host, devices, shared: shared.clone() };
     let published = Published {
         snapshot: snapshot_rx,
         counters: counters_rx,
         diagnostics: diagnostics_rx,
         paths: paths_rx,
         planning: planning_rx,
+        host: host_rx,
+        devices: devices_rx,
         events,
         shared,
     };

@@ -94,6 +94,17 @@ fn published() -> (Publisher, Published) {
         rtt,
         rtt_sum_ns: 2_500_000_000,
     }]));
+    publisher.host.send_replace(Some(HostSample { cpu: 250, cpu_pressure: 125, memory_pressure: 1 }));
+    publisher.devices.send_replace(Arc::new(vec![DeviceCounters {
+        server: "projects".into(),
+        device: "/dev/disk/by-id/a".into(),
+        counters: StorageCounters {
+            bytes: 4096,
+            requests: 3,
+            busy: Duration::from_millis(1500),
+            waited: Duration::from_millis(2250),
+        },
+    }]));
     publisher.dropped_input();
     publisher.dropped_report();
     (publisher, published)
@@ -144,6 +155,13 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_probe_frames_refused_total{reason="forged"} 12"#,
         r#"baton_probe_frames_refused_total{reason="replayed"} 13"#,
         r#"baton_probe_frames_refused_total{reason="unknown"} 14"#,
+        "baton_node_cpu_ratio 0.25",
+        "baton_node_cpu_pressure_ratio 0.125",
+        "baton_node_memory_pressure_ratio 0.001",
+        r#"baton_storage_bytes_total{virtual_server="projects",device="/dev/disk/by-id/a"} 4096"#,
+        r#"baton_storage_requests_total{virtual_server="projects",device="/dev/disk/by-id/a"} 3"#,
+        r#"baton_storage_busy_seconds_total{virtual_server="projects",device="/dev/disk/by-id/a"} 1.5"#,
+        r#"baton_storage_wait_seconds_total{virtual_server="projects",device="/dev/disk/by-id/a"} 2.25"#,
         "baton_lease_remaining_seconds 0.048",
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",
@@ -170,6 +188,14 @@ fn an_endless_lease_is_infinite() {
     let text = Metrics::new(published).encode().expect("text");
     // OpenMetrics 1.0 takes it in any case, with or without a sign.
     assert!(text.contains("\nbaton_lease_remaining_seconds inf\n"), "{text}");
+}
+
+#[test]
+fn a_host_that_is_not_known_has_no_metrics() {
+    let (publisher, published) = published();
+    publisher.host.send_replace(None);
+    let text = Metrics::new(published).encode().expect("text");
+    assert!(!text.contains("baton_node_cpu"), "{text}");
 }
 
 #[test]

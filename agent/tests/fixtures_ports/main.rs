@@ -3,11 +3,11 @@
 //!
 //! Needs root: without it the tests fail.
 
+mod accuracy;
 mod net;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::IpAddr;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use baton::io::kernel::{Hooks, Kernel, KernelError, remove_all};
@@ -279,58 +279,6 @@ fn another_program_is_named() {
     let error = Kernel::open(ours.path()).unwrap().attach(port.ifindex, port.name, port.mac).unwrap_err();
     assert!(error.to_string().starts_with("p0 already has an XDP program (id "), "{error}");
     assert!(error.to_string().contains("\"port_rx\""), "{error}");
-}
-
-/// A bulk transfer in both directions: packets are merged and cut by offload, and counted as they are on the wire.
-#[test]
-fn counts_wire_frames_in_spite_of_offload() {
-    const BYTES: usize = 20_000_000;
-    /// Ethernet, IPv4, TCP with time stamps; a full segment.
-    const HEADERS: u64 = 14 + 20 + 32;
-    const FULL: u64 = 14 + 1500;
-    for (purpose, hooks) in [
-        ("offload-native", Hooks::default()),
-        ("offload-generic", Hooks { native: false, ..Hooks::default() }),
-        ("offload-tc", Hooks { native: false, generic: false, ..Hooks::default() }),
-    ] {
-        let transfer = move || {
-            let segment = Segment::new();
-            let pins = PinDir::new(purpose);
-            let mut kernel = Kernel::open_with(pins.path(), hooks).unwrap();
-            segment.bind(&segment.ports[1]);
-            serve(&mut kernel, &segment.ports[1]);
-            attach_all(&mut kernel, &segment);
-
-            let listener = TcpListener::bind((VIP, 2049)).unwrap();
-            let done = segment.client.start(|| {
-                let mut stream = TcpStream::connect((VIP, 2049)).unwrap();
-                stream.write_all(&vec![1; BYTES]).unwrap();
-                let mut received = Vec::new();
-                stream.read_to_end(&mut received).unwrap();
-                received.len()
-            });
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.read_exact(&mut vec![0; BYTES]).unwrap();
-            stream.write_all(&vec![2; BYTES]).unwrap();
-            drop(stream);
-            assert_eq!(done.recv().unwrap(), BYTES);
-
-            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = counters(&kernel, VIP);
-            for (what, packets, bytes) in [("rx", rx_packets, rx_bytes), ("tx", tx_packets, tx_bytes)] {
-                assert!(
-                    bytes <= packets * FULL,
-                    "{purpose} {what}: {bytes} bytes do not fit in {packets} frames"
-                );
-                let payload = bytes - packets * HEADERS;
-                let most = BYTES as u64 * 11 / 10; // some may have been sent twice
-                assert!(
-                    (BYTES as u64..most).contains(&payload),
-                    "{purpose} {what}: {payload} bytes of payload"
-                );
-            }
-        };
-        std::thread::spawn(transfer).join().unwrap();
-    }
 }
 
 /// Without privileges there is one clear line, and nothing is left behind.

@@ -47,6 +47,11 @@ impl Host {
         Self { tid: is_ready.recv().expect("the tests need root"), jobs }
     }
 
+    /// The thread; its namespace goes by it.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
     /// Starts work in the namespace; the result comes by the channel.
     pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
         let (result, is_done) = mpsc::channel();

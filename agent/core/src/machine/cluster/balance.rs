@@ -281,7 +281,8 @@ impl Machine {
             stop: share(stop_percent),
             quiet: share(quiet_percent),
             at_once: Some(at_once as usize),
-            server_cooldown,
+            // What goes back to its preferred node by itself has rested for no time, ever.
+            server_cooldown: server_cooldown.max(Duration::from_nanos(1)),
             cluster_cooldown,
             horizon,
             ..Policy::default()
