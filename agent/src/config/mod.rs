@@ -18,8 +18,11 @@
 //!
 //! Ports and segments have no default: at least one of each must be there.
 
+mod addresses;
 mod check;
 mod definitions;
+mod etcd;
+mod names;
 mod problem;
 mod reader;
 mod sections;

@@ -16,6 +16,11 @@ pub(super) struct At<T> {
     pub(super) at: usize,
 }
 
+/// The values without their places.
+pub(super) fn values<T: Clone>(list: &[At<T>]) -> Vec<T> {
+    list.iter().map(|v| v.value.clone()).collect()
+}
+
 /// A table with the keys it may have.
 pub(super) struct Section<'a, 'de> {
     table: &'a Table<'de>,
