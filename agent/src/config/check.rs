@@ -39,17 +39,24 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         check_definitions(&raw, f);
         check_segments_known(&raw, f);
         raw.segments.iter().for_each(|s| warn_blind(s, &raw, f));
+        raw.servers.iter().for_each(|s| warn_alone(s, f));
     }
     let (timing, lease, _) = timing(&raw.timing, f);
     let agent = agent_config(&raw, lease, etcd, f);
-    Some((
-        Config { node: node?, ports: ports(&raw), timing, segments: segments(&raw), servers: servers(&raw) },
-        agent,
-    ))
+    let core = Config {
+        node: node?,
+        ports: ports(&raw),
+        timing,
+        segments: segments(&raw),
+        servers: servers(&raw),
+        capacity_percent: raw.capacity_percent.unwrap_or(100),
+        balance: raw.balance,
+    };
+    Some((core, agent))
 }
 
 /// Sections that no node may have for itself where there is a cluster.
-const CLUSTER_WIDE: [&str; 3] = ["timing", "segment", "virtual_server"];
+const CLUSTER_WIDE: [&str; 4] = ["timing", "balance", "segment", "virtual_server"];
 
 /// Checks the file for `baton apply` and builds the result.
 pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> {
@@ -96,11 +103,13 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         );
     }
     let known: Vec<&str> = members.value.iter().map(|m| m.value.as_str()).collect();
-    for node in
-        raw.servers.iter().flat_map(|s| &s.preferred_nodes).filter(|n| !known.contains(&n.value.as_str()))
-    {
-        let fix = meant(&node.value, &known, "add it to `members`, or remove it here");
-        f.error(node.at, format!("preferred node \"{}\" is no member", node.value), fix);
+    for server in &raw.servers {
+        for (what, nodes) in [("preferred node", &server.preferred_nodes), ("node", &server.only_on)] {
+            for node in nodes.iter().filter(|n| !known.contains(&n.value.as_str())) {
+                let fix = meant(&node.value, &known, "add it to `members`, or remove it here");
+                f.error(node.at, format!("{what} \"{}\" is no member", node.value), fix);
+            }
+        }
     }
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {
@@ -116,6 +125,7 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         timing,
         lease,
         slack,
+        balance: raw.balance.clone(),
         segments: segments(raw),
         servers: servers(raw),
     })
@@ -131,6 +141,7 @@ fn check_definitions(raw: &Raw, f: &mut Findings) {
     check_subnets(&raw.segments, f);
     raw.segments.iter().for_each(|s| check_hosts(s, f));
     check_servers(raw, f);
+    check_places(&raw.servers, f);
 }
 
 fn node_name(name: Option<&At<String>>, f: &mut Findings) -> Option<String> {
@@ -265,7 +276,7 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
                 (what, "a device belongs to one file system of one virtual server".to_owned())
             });
         }
-        for node in &server.preferred_nodes {
+        for node in server.preferred_nodes.iter().chain(&server.only_on) {
             check_name("node", node, f);
         }
         for unit in &server.storage_units {
@@ -287,6 +298,50 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
         }
         if !raw.ports.is_empty() {
             warn_unreachable(server, raw, f);
+        }
+    }
+}
+
+/// Where virtual servers may be together.
+fn check_places(servers: &[RawServer], f: &mut Findings) {
+    let mut known: Vec<&str> = servers.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
+    known.sort_unstable();
+    for server in servers {
+        for other in &server.never_with {
+            let name = other.value.as_str();
+            if server.name.as_ref().is_some_and(|n| n.value == name) {
+                f.error(
+                    other.at,
+                    format!("`never_with` of virtual server \"{name}\" names itself"),
+                    "remove the name",
+                );
+            } else if known.binary_search(&name).is_err() {
+                let fix = meant(name, &known, "add it, or remove it here");
+                f.error(other.at, format!("there is no virtual server \"{name}\""), fix);
+            }
+        }
+        let is_permitted = |node: &str| server.only_on.iter().any(|n| n.value == node);
+        for node in &server.preferred_nodes {
+            if !server.only_on.is_empty() && !is_permitted(&node.value) {
+                f.warn(
+                    node.at,
+                    format!("preferred node \"{}\" is not in `only_on`, so it is never used", node.value),
+                    "add it there, or remove it here",
+                );
+            }
+        }
+    }
+}
+
+/// A node that is alone has every virtual server, whatever it is told of other nodes.
+fn warn_alone(server: &RawServer, f: &mut Findings) {
+    for (key, names) in [("never_with", &server.never_with), ("only_on", &server.only_on)] {
+        if let Some(first) = names.first() {
+            f.warn(
+                first.at,
+                format!("`{key}` does nothing with the store \"file\": this node has every virtual server"),
+                "remove it, or make this node a member of a cluster",
+            );
         }
     }
 }
@@ -393,10 +448,11 @@ fn agent_config(
 }
 
 fn ports(raw: &Raw) -> Vec<PortConfig> {
-    let port = |p: &super::sections::RawPort| {
+    let port = |p: &RawPort| {
         Some(PortConfig {
             interface: p.interface.as_ref()?.value.clone(),
             segment: p.segment.as_ref()?.value.clone(),
+            speed_mbits: p.speed_mbits,
         })
     };
     raw.ports.iter().filter_map(port).collect()
@@ -433,6 +489,9 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             preferred_nodes: values(&s.preferred_nodes),
             failback: s.failback.unwrap_or_default(),
             reroute: s.reroute.unwrap_or(false),
+            never_with: values(&s.never_with),
+            only_on: values(&s.only_on),
+            devices: values(&s.devices),
             addresses: values(&s.addresses),
         })
     };
