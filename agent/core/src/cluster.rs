@@ -70,6 +70,10 @@ impl Members {
     }
 }
 
+/// The master's record is one like those of virtual servers, with nothing to serve: taken by compare-and-swap, at once when a
+/// majority calls the master dead, and what it writes is fenced by its epoch. No virtual server can have this name.
+pub const MASTER: &str = "@master";
+
 /// Who owns a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -90,6 +94,21 @@ pub struct Record {
     /// Peers that answer for its addresses in segments that the node has lost (rule R12).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub via: Vec<Via>,
+}
+
+impl Record {
+    /// Of a node that has just taken the virtual server, and of nobody else.
+    pub fn of(node: &str, incarnation: u64, members: u32, epoch: u64) -> Record {
+        Record {
+            node: node.to_owned(),
+            incarnation,
+            members,
+            epoch,
+            taken_from: None,
+            released: None,
+            via: Vec::new(),
+        }
+    }
 }
 
 /// A peer that answers for the addresses of one segment and routes to the owner.

@@ -218,7 +218,58 @@ pub enum Failback {
     Window(u16, u16),
 }
 
+impl PortConfig {
+    /// A port of this segment, with the speed that the interface says.
+    pub fn new(interface: &str, segment: &str) -> PortConfig {
+        PortConfig { interface: interface.to_owned(), segment: segment.to_owned(), speed_mbits: None }
+    }
+}
+
+impl Segment {
+    /// A segment with nothing but subnets.
+    pub fn new(name: &str, subnets: Vec<IpNet>) -> Segment {
+        Segment {
+            name: name.to_owned(),
+            subnets,
+            gateway: Vec::new(),
+            probe_targets: Vec::new(),
+            port_failback: PortFailback::Stay,
+        }
+    }
+}
+
+impl VirtualServer {
+    /// A virtual server with nothing but addresses, and the defaults of the configuration file.
+    pub fn new(name: &str, addresses: Vec<IpNet>) -> VirtualServer {
+        VirtualServer {
+            name: name.to_owned(),
+            priority: 100,
+            migrate: true,
+            preferred_nodes: Vec::new(),
+            failback: Failback::default(),
+            reroute: false,
+            never_with: Vec::new(),
+            only_on: Vec::new(),
+            devices: Vec::new(),
+            addresses,
+        }
+    }
+}
+
 impl Config {
+    /// The configuration of an ordinary node without ports, in which nothing is defined.
+    pub fn new(node: &str) -> Config {
+        Config {
+            node: node.to_owned(),
+            ports: Vec::new(),
+            timing: Timing::default(),
+            segments: Vec::new(),
+            servers: Vec::new(),
+            balance: Balance::default(),
+            capacity_percent: 100,
+        }
+    }
+
     /// May these two virtual servers not be on the same node?
     pub fn are_apart(a: &VirtualServer, b: &VirtualServer) -> bool {
         a.never_with.contains(&b.name) || b.never_with.contains(&a.name)

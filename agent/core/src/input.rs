@@ -106,6 +106,9 @@ pub struct ClusterStart {
     pub witness: bool,
     /// The kernel held nothing of an earlier agent of this version: verdicts and receipts are forgotten (lease.md, R4).
     pub lost_memory: bool,
+    /// The kernel was left with another version of the member list: so were the others, and they start anew as this node does.
+    #[serde(default)]
+    pub new_list: bool,
     /// Verdicts that the kernel holds: (voter, about), by slots.
     #[serde(with = "pairs")]
     pub verdicts: BTreeMap<(u8, u8), u64>,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, Finding, Reason};
+use crate::{Attachment, Finding, PlannedMove, Reason};
 
 /// The whole view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub conflicts: Vec<ConflictView>,
     /// Failovers and moves in this agent's life.
     pub failovers: u64,
+    /// Moves that would even loads out, as this node found as master; they are not made (`mode = "advise"` in `[balance]`).
+    #[serde(default)]
+    pub advice: Vec<PlannedMove>,
 }
 
 /// A node.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use baton_core::config::{PortConfig, PortFailback, Segment, VirtualServer};
 use baton_core::{
     Assigned, Attachment, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Machine,
-    Owner, PortState, Sample, Start, Time,
+    Owner, PortState, Sample, Start, Time, Traffic,
 };
 use proptest::prelude::*;
 
@@ -17,33 +17,22 @@ const PORTS: [(&str, &str); 4] = [("a", "office"), ("b", "office"), ("c", "offic
 fn config(spread: bool) -> Config {
     let failback = if spread { PortFailback::Spread } else { PortFailback::Stay };
     let segment = |name: &str, subnets: &[&str]| Segment {
-        name: name.into(),
-        subnets: subnets.iter().map(|s| s.parse().unwrap()).collect(),
-        gateway: vec![],
-        probe_targets: vec![],
         port_failback: failback,
+        ..Segment::new(name, subnets.iter().map(|s| s.parse().unwrap()).collect())
     };
     let server = |name: &str, priority, addresses: &[&str]| VirtualServer {
-        name: name.into(),
         priority,
-        migrate: true,
-        preferred_nodes: Vec::new(),
-        failback: Default::default(),
         reroute: true,
-        addresses: addresses.iter().map(|s| s.parse().unwrap()).collect(),
+        ..VirtualServer::new(name, addresses.iter().map(|s| s.parse().unwrap()).collect())
     };
     Config {
-        node: "fs1".into(),
-        ports: PORTS
-            .iter()
-            .map(|(i, s)| PortConfig { interface: i.to_string(), segment: s.to_string() })
-            .collect(),
-        timing: Timing::default(),
+        ports: PORTS.iter().map(|(i, s)| PortConfig::new(i, s)).collect(),
         segments: vec![segment("office", &["10.0.0.0/24", "fd00:10::/64"]), segment("lab", &["10.1.0.0/24"])],
         servers: vec![
             server("one", 2, &["10.0.0.10/24", "10.0.0.11/24", "fd00:10::10/64"]),
             server("two", 1, &["10.0.0.20/24", "10.1.0.20/24"]),
         ],
+        ..Config::new("fs1")
     }
 }
 
@@ -249,6 +238,7 @@ impl World {
             | Effect::Condemn { .. }
             | Effect::Incarnation(_)
             | Effect::Store(_)
+            | Effect::Plan(..)
             | Effect::Event(_) => {}
         }
         None
@@ -305,8 +295,10 @@ impl World {
                 }
             }
             Happening::Traffic(v, bytes) => {
-                let bytes = BTreeMap::from([(vips()[v], u64::from(bytes))]);
-                self.tell(Input::Sample(Sample { over: Duration::from_secs(1), bytes, ..Sample::default() }));
+                let carried = Traffic { rx_bytes: u64::from(bytes), ..Traffic::default() };
+                let traffic = BTreeMap::from([(vips()[v], carried)]);
+                let over = Duration::from_secs(1);
+                self.tell(Input::Sample(Sample { over, traffic, ..Sample::default() }));
             }
             Happening::Passes(ms) => self.pass(Duration::from_millis(u64::from(ms))),
             Happening::Deliver => self.deliver(),

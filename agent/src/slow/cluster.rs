@@ -166,7 +166,7 @@ async fn prepare(
     }
     let verdicts = table.verdicts(slot)?;
     let start =
-        ClusterStart { members: members.clone(), nodes, witness: cluster.witness, lost_memory, verdicts };
+        ClusterStart { members: members.clone(), nodes, witness: cluster.witness, lost_memory, new_list: lease.members != members.version, verdicts };
     let known = Known { generation, members: members.version };
     Ok((config, incarnation, known, start, Membership { table, members, slot }))
 }

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
+use super::load::Measured;
 use super::ports::{is_usable, rank};
 use super::{Machine, Vip};
 use crate::config::PortFailback;
@@ -58,9 +59,10 @@ impl Machine {
     /// Starts serving: the mark goes on, and every address of the server gets a port, is configured and announced.
     pub(super) fn serve(&mut self, index: usize) {
         if !self.servers[index].marked {
+            let server = self.servers[index].name.clone();
             self.servers[index].marked = true;
             self.servers[index].routing.clear();
-            let server = self.servers[index].name.clone();
+            self.servers[index].measured = Measured::inherited(self.known_load(&server));
             self.out.push(Effect::Mark { server, incarnation: Some(self.incarnation) });
         }
         for p in 0..self.ports.len() {

@@ -17,11 +17,12 @@
 //! they stay where they are, for there is nothing to win.
 //!
 //! `ports` keeps port states, `paths` watches for silence and loss, `bind` moves addresses, `announce` repeats
-//! announcements, `view` builds the snapshot.
+//! announcements, `load` measures what virtual servers cost, `view` builds the snapshot.
 
 mod announce;
 mod bind;
 mod cluster;
+mod load;
 mod paths;
 mod ports;
 mod start;
@@ -37,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Assigned, Claim, Config, Effect, Event, EventKind, Found, Hop, IfIndex, Input, Link, Owner, ProbePort,
-    Reason, Sample, Time,
+    Reason, Time,
 };
 
 /// When something that could not be carried out is tried again.
@@ -50,8 +51,6 @@ const CLAIM_EXPIRES: Duration = Duration::from_secs(60);
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// An announcement that could not be sent is sent this much later.
 const ANNOUNCE_AGAIN: Duration = Duration::from_millis(5);
-/// Half-life of measured rates.
-const RATE_HALF_LIFE: Duration = Duration::from_secs(30);
 
 /// All decisions of one node. See the crate and module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -83,8 +82,8 @@ pub struct Machine {
     repair_at: Option<Time>,
     /// Failures that were told not long ago: the effect, its error, when.
     told: BTreeMap<String, (String, Time)>,
-    /// How much of the exponential weights the samples so far make up: near 0 at first, later 1.
-    sampled: f64,
+    /// How this node is used.
+    host: load::Host,
     failovers: u64,
     #[serde(skip)]
     out: Vec<Effect>,
@@ -99,6 +98,8 @@ struct Server {
     marked: bool,
     /// Its serving mark is on, and its addresses in these segments are answered for here and routed to the owner.
     routing: BTreeSet<String>,
+    /// Its load here.
+    measured: load::Measured,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,6 +157,7 @@ impl Machine {
             Input::Peers(reading) => self.peers_read(reading),
             Input::Verdict { voter, about, incarnation } => self.verdict_given(voter, about, incarnation),
             Input::Store(input) => self.store(input),
+            Input::Planned(moves) => self.planned(moves),
             Input::Minute(minute) => self.minute_of_day(minute),
             Input::MarkCleared(server) => self.mark_cleared(&server),
             Input::Failed(effect, error) => self.failed(*effect, error),
@@ -417,7 +419,11 @@ impl Machine {
     }
 
     fn failed(&mut self, effect: Effect, error: String) {
-        self.tell_failure(format!("{effect:?}"), error);
+        let what = match &effect {
+            Effect::Plan(..) => "plan for balance".to_owned(),
+            other => format!("{other:?}"),
+        };
+        self.tell_failure(what, error);
         match effect {
             Effect::Attach(ifindex, _) => self.attach_failed(ifindex),
             Effect::AddAddress(ifindex, address) => {
@@ -453,6 +459,7 @@ impl Machine {
             | Effect::Condemn { .. }
             | Effect::Incarnation(_)
             | Effect::Store(_)
+            | Effect::Plan(..)
             | Effect::Event(_) => {}
         }
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);
@@ -488,24 +495,6 @@ impl Machine {
             }
         }
         self.remove_leftovers();
-    }
-
-    fn sample(&mut self, sample: &Sample) {
-        let seconds = sample.over.as_secs_f64();
-        if seconds <= 0.0 {
-            return;
-        }
-        let keep = 0.5f64.powf(seconds / RATE_HALF_LIFE.as_secs_f64());
-        let before = keep * self.sampled;
-        self.sampled = before + 1.0 - keep;
-        for (address, vip) in &mut self.vips {
-            let rate = sample.bytes.get(address).copied().unwrap_or(0) as f64 / seconds;
-            vip.rate = (before * vip.rate + (1.0 - keep) * rate) / self.sampled;
-        }
-        for port in &mut self.ports {
-            port.speed = port.ifindex().and_then(|i| sample.speed.get(&i).copied());
-        }
-        self.weigh_errors(sample);
     }
 
     fn segments(&self) -> Vec<String> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::cluster::Cluster;
+use super::load::Measured;
 use super::ports::Port;
 use super::{Machine, Server, Vip};
 use crate::config::VirtualServer;
@@ -31,7 +32,8 @@ impl Machine {
                 self.vips.insert(address, Vip { server: index, segment, port: None, rate: 0.0 });
             }
             let marked = marked.contains(&name) && routing.is_empty();
-            self.servers.push(Server { name, priority, owner: None, marked, routing });
+            let measured = Measured::default();
+            self.servers.push(Server { name, priority, owner: None, marked, routing, measured });
         }
         let timing = config.timing.clone();
         self.config = Some(config);

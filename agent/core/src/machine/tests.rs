@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use crate::{Attachment, FailoverKind, PortState, Rebinding, Start};
+use crate::{Sample, Traffic};
 
 const A: IfIndex = IfIndex(11);
 const B: IfIndex = IfIndex(12);
@@ -19,32 +20,26 @@ fn ip(s: &str) -> IpAddr {
 
 fn config(ports: &[&str], servers: &[(&str, u32, &[&str])]) -> Config {
     Config {
-        node: "fs1".into(),
-        ports: ports
-            .iter()
-            .map(|p| PortConfig { interface: p.to_string(), segment: "office".into() })
-            .collect(),
+        ports: ports.iter().map(|p| PortConfig::new(p, "office")).collect(),
         timing: Timing { announce_repeat: vec![Duration::from_millis(10)], ..Timing::default() },
-        segments: vec![Segment {
-            name: "office".into(),
-            subnets: vec!["10.0.0.0/24".parse().unwrap(), "fd00:10::/64".parse().unwrap()],
-            gateway: vec![],
-            probe_targets: vec![],
-            port_failback: PortFailback::Stay,
-        }],
+        segments: vec![Segment::new(
+            "office",
+            vec!["10.0.0.0/24".parse().unwrap(), "fd00:10::/64".parse().unwrap()],
+        )],
         servers: servers
             .iter()
             .map(|(name, priority, addresses)| VirtualServer {
-                name: name.to_string(),
                 priority: *priority,
-                migrate: true,
-                preferred_nodes: Vec::new(),
-                failback: Default::default(),
                 reroute: true,
-                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                ..VirtualServer::new(name, addresses.iter().map(|a| a.parse().unwrap()).collect())
             })
             .collect(),
+        ..Config::new("fs1")
     }
+}
+
+fn received(rx_bytes: u64) -> Traffic {
+    Traffic { rx_bytes, ..Traffic::default() }
 }
 
 fn ours(ifindex: IfIndex, address: &str) -> Assigned {
@@ -206,8 +201,8 @@ fn servers_of_higher_priority_go_first_and_busier_addresses_of_one_server_too() 
     m.handle(S, Input::Link(link(B, "b")));
     let over = m.deadline().unwrap().max(S + Duration::from_secs(1));
     m.handle(over, Input::Wake);
-    let bytes = BTreeMap::from([(ip("10.0.0.21"), 1_000_000)]);
-    m.handle(over, Input::Sample(Sample { over: Duration::from_secs(1), bytes, ..Sample::default() }));
+    let traffic = BTreeMap::from([(ip("10.0.0.21"), received(1_000_000))]);
+    m.handle(over, Input::Sample(Sample { over: Duration::from_secs(1), traffic, ..Sample::default() }));
     let effects = m.handle(over, Input::Link(down(A, "a")));
     let order: Vec<IpAddr> = effects
         .iter()
@@ -231,8 +226,8 @@ fn the_addresses_of_a_failed_port_are_spread_by_their_traffic() {
     m.handle(over, Input::Wake);
     assert!(m.vips.values().all(|v| v.port == Some(0)));
     let bytes = [("10.0.0.10", 900), ("10.0.0.11", 500), ("10.0.0.12", 300), ("10.0.0.13", 100)];
-    let bytes = bytes.into_iter().map(|(a, b)| (ip(a), b * 1_000_000)).collect();
-    m.handle(over, Input::Sample(Sample { over: Duration::from_secs(30), bytes, ..Sample::default() }));
+    let traffic = bytes.into_iter().map(|(a, b)| (ip(a), received(b * 1_000_000))).collect();
+    m.handle(over, Input::Sample(Sample { over: Duration::from_secs(30), traffic, ..Sample::default() }));
     m.handle(over, Input::Link(down(A, "a")));
     let port = |a| m.vips[&ip(a)].port;
     assert_eq!(
@@ -533,11 +528,11 @@ fn a_thousand_addresses_move_in_chunks_and_their_repeats_are_paced() {
 fn rates_are_right_from_the_first_sample_and_halve_in_thirty_seconds() {
     let mut m = serving(config(&["a"], &[("s", 1, &["10.0.0.10/24"])]));
     let second = Duration::from_secs(1);
-    let bytes = BTreeMap::from([(ip("10.0.0.10"), 1_000)]);
-    m.handle(S, Input::Sample(Sample { over: second, bytes: bytes.clone(), ..Sample::default() }));
+    let traffic = BTreeMap::from([(ip("10.0.0.10"), received(1_000))]);
+    m.handle(S, Input::Sample(Sample { over: second, traffic: traffic.clone(), ..Sample::default() }));
     assert_eq!(m.vips[&ip("10.0.0.10")].rate.round(), 1_000.0);
     for _ in 0..600 {
-        m.handle(S, Input::Sample(Sample { over: second, bytes: bytes.clone(), ..Sample::default() }));
+        m.handle(S, Input::Sample(Sample { over: second, traffic: traffic.clone(), ..Sample::default() }));
     }
     for _ in 0..30 {
         m.handle(S, Input::Sample(Sample { over: second, ..Sample::default() }));

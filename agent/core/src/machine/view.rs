@@ -24,6 +24,7 @@ impl Machine {
             targets: self.target_views(),
             conflicts: self.conflicts.iter().map(|c| self.conflict_view(c)).collect(),
             failovers: self.failovers,
+            advice: self.advice(),
             node,
         }
     }
@@ -67,7 +68,11 @@ impl Machine {
             owner,
             state: state.to_owned(),
             epoch,
-            load: self.capacity().map_or(0.0, |c| (rate / c).min(1.0)),
+            load: if server.marked {
+                self.measured_load(index)
+            } else {
+                self.known_load(&server.name).unwrap_or(0.0)
+            },
             priority: server.priority,
             rate: rate as u64,
             addresses: vips
@@ -94,16 +99,11 @@ impl Machine {
         }
     }
 
-    /// Bytes per second that the usable ports can carry both ways; unknown where no port tells its speed.
-    fn capacity(&self) -> Option<f64> {
-        let usable = self.ports.iter().filter(|p| p.is_usable());
-        let sum: u64 = usable.filter_map(|p| p.speed).sum();
-        (sum > 0).then_some(2.0 * sum as f64)
-    }
-
+    /// Load of this node, 0 to 1 of what it can bear.
     fn node_load(&self) -> f64 {
-        let rate: f64 = self.vips.values().map(|v| v.rate).sum();
-        self.capacity().map_or(0.0, |c| (rate / c).min(1.0))
+        let served = (0..self.servers.len()).filter(|i| self.servers[*i].marked);
+        let servers: f64 = served.map(|i| self.measured_load(i)).sum();
+        (servers / self.own_capacity() + self.other_load()).min(1.0)
     }
 
     fn conflict_view(&self, c: &super::Conflict) -> ConflictView {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use baton_core::config::{PortConfig, Segment, Timing, VirtualServer};
 use baton_core::{
     Attachment, Config, Effect, Event, EventKind, Finding, Found, IfIndex, Input, Link, Machine, Owner,
     PathSample, PortState, Reading, Reason, Start, TargetSample, Time,
@@ -69,30 +69,20 @@ pub struct Net {
 
 fn config(ports: usize, targets: bool, interval: Duration) -> Config {
     Config {
-        node: "fs1".into(),
-        ports: NAMES[..ports]
-            .iter()
-            .map(|n| PortConfig { interface: n.to_string(), segment: "office".into() })
-            .collect(),
+        ports: NAMES[..ports].iter().map(|n| PortConfig::new(n, "office")).collect(),
         timing: Timing { probe_interval: interval, announce_repeat: vec![], ..Timing::default() },
         segments: vec![Segment {
-            name: "office".into(),
-            subnets: vec!["10.0.0.0/24".parse().expect("a subnet")],
-            gateway: vec![],
             probe_targets: if targets { vec![ip(TARGET)] } else { vec![] },
-            port_failback: PortFailback::Stay,
+            ..Segment::new("office", vec!["10.0.0.0/24".parse().expect("a subnet")])
         }],
         servers: vec![VirtualServer {
-            name: "s".into(),
-            priority: 100,
-            migrate: true,
-            preferred_nodes: Vec::new(),
-            failback: Default::default(),
             reroute: true,
-            addresses: (0..ports)
-                .map(|p| format!("10.0.0.{}/24", 10 + p).parse().expect("an address"))
-                .collect(),
+            ..VirtualServer::new(
+                "s",
+                (0..ports).map(|p| format!("10.0.0.{}/24", 10 + p).parse().expect("an address")).collect(),
+            )
         }],
+        ..Config::new("fs1")
     }
 }
 

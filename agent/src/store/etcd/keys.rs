@@ -61,6 +61,10 @@ impl Keys {
         format!("{}adopted/", self.prefix)
     }
 
+    pub fn load(&self, node: &str) -> Result<String, EtcdError> {
+        self.of("load", node)
+    }
+
     pub fn wish(&self, server: &str) -> Result<String, EtcdError> {
         self.of("move", server)
     }
@@ -98,6 +102,7 @@ fn entry(key: &str, value: Option<&[u8]>) -> Result<Option<Entry>, serde_json::E
         ("node", value) => Entry::Node(name, value.map(serde_json::from_slice).transpose()?),
         ("owner", value) => Entry::Record(name, value.map(serde_json::from_slice).transpose()?),
         ("drain", value) => Entry::Drain(name, value.is_some()),
+        ("load", value) => Entry::Load(name, value.map(serde_json::from_slice).transpose()?),
         ("move", value) => Entry::Move(name, value.map(serde_json::from_slice).transpose()?),
         _ => return Ok(None),
     }))

@@ -9,7 +9,8 @@
 //! | `incarnation/<node>` | the highest incarnation ever allotted |
 //! | `owner/<virtual server>` | [`baton_core::cluster::Record`] |
 //! | `drain/<node>` | 1, while the node is to be empty |
-//! | `move/<virtual server>` | the node it is wanted on |
+//! | `move/<virtual server>` | [`baton_core::cluster::Wish`]: the node it is wanted on |
+//! | `load/<node>` | [`baton_core::cluster::NodeLoad`] |
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
 //! | `adopted/<node>` | the generation that the node has started with |
@@ -23,7 +24,7 @@ mod serve;
 
 use std::collections::BTreeMap;
 
-use baton_core::cluster::{Members, StoreChange};
+use baton_core::cluster::{Members, StoreChange, Wish};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
@@ -213,7 +214,7 @@ impl Etcd {
     pub async fn ask_move(&self, server: &str, to: Option<&str>) -> Result<(), EtcdError> {
         let key = self.keys.wish(server)?;
         match to {
-            Some(to) => self.put(&key, keys::json(&to)).await,
+            Some(to) => self.put(&key, keys::json(&Wish::administrator(to))).await,
             None => self.delete(&key).await,
         }
     }

@@ -76,9 +76,16 @@ pub fn spawn(
         let _ = crate::fast::realtime(FIFO_PRIORITY);
         LocalSet::new().block_on(&runtime, async {
             let (publish, published) = watch::channel(None);
+            let (tell, told) = watch::channel(None);
             spawn_local(Watcher { etcd: etcd.clone(), inputs: inputs.clone(), reachable: true, news }.run());
-            spawn_local(publisher(etcd.clone(), node.clone(), published));
-            serve(etcd, node, requests, inputs, publish).await;
+            match (etcd.keys.node(&node), etcd.keys.load(&node)) {
+                (Ok(record), Ok(load)) => {
+                    spawn_local(publisher(etcd.clone(), record, published));
+                    spawn_local(publisher(etcd.clone(), load, told));
+                }
+                (Err(e), _) | (_, Err(e)) => tracing::error!("{e}"),
+            }
+            serve(etcd, node, requests, inputs, (publish, tell)).await;
         });
     })
 }
@@ -90,7 +97,7 @@ async fn serve(
     node: String,
     mut requests: mpsc::Receiver<StoreRequest>,
     inputs: mpsc::Sender<StoreInput>,
-    publish: watch::Sender<Option<NodeRecord>>,
+    (publish, tell): (watch::Sender<Option<NodeRecord>>, watch::Sender<Option<NodeLoad>>),
 ) {
     let gate = Arc::new(Semaphore::new(WRITES));
     while let Some(request) = requests.recv().await {
@@ -98,6 +105,17 @@ async fn serve(
         match request {
             StoreRequest::Publish(record) => {
                 publish.send_replace(Some(record));
+            }
+            StoreRequest::PublishLoad(load) => {
+                tell.send_replace(Some(load));
+            }
+            StoreRequest::Wish { server, master, wish } => {
+                spawn_local(async move {
+                    if let Err(e) = make_wish(&etcd, &server, master, &wish).await {
+                        let request = StoreRequest::Wish { server, master, wish };
+                        let _ = inputs.send(StoreInput::Failed(request, e.to_string())).await;
+                    }
+                });
             }
             StoreRequest::Write { server, expected, record } => {
                 let gate = gate.clone();
@@ -165,16 +183,27 @@ async fn move_done(etcd: &Etcd, server: &str, revision: u64) -> Result<(), EtcdE
     etcd.endpoints.ask(async |mut client| client.txn(txn.clone()).await).await.map(|_| ())
 }
 
-/// Keeps the node's record in the store as it was last handed over.
-async fn publisher(etcd: Etcd, node: String, mut records: watch::Receiver<Option<NodeRecord>>) {
-    while records.changed().await.is_ok() {
+/// A wish of the master's, fenced by its record; not where somebody else has one.
+async fn make_wish(etcd: &Etcd, server: &str, master: u64, wish: &Wish) -> Result<(), EtcdError> {
+    let (key, ruler) = (etcd.keys.wish(server)?, etcd.keys.owner(MASTER)?);
+    let txn = Txn::new()
+        .when([
+            Compare::mod_revision(ruler, CompareOp::Equal, master as i64),
+            Compare::version(key.clone(), CompareOp::Equal, 0),
+        ])
+        .and_then([TxnOp::put(key, keys::json(wish), None)]);
+    etcd.endpoints.ask(async |mut client| client.txn(txn.clone()).await).await.map(|_| ())
+}
+
+/// Keeps a value of this node's in the store as it was last handed over.
+async fn publisher<T: Serialize + Clone>(etcd: Etcd, key: String, mut values: watch::Receiver<Option<T>>) {
+    while values.changed().await.is_ok() {
         let mut wait = BACKOFF.0;
         loop {
-            let Some(record) = records.borrow_and_update().clone() else { break };
-            let put = async { etcd.put(&etcd.keys.node(&node)?, keys::json(&record)).await };
-            match put.await {
+            let Some(value) = values.borrow_and_update().clone() else { break };
+            match etcd.put(&key, keys::json(&value)).await {
                 Ok(()) => break,
-                Err(e) => tracing::warn!("this node's record is not in the store yet: {e}"),
+                Err(e) => tracing::warn!("{key} is not in the store yet: {e}"),
             }
             sleep(wait).await;
             wait = (wait * 2).min(BACKOFF.1);

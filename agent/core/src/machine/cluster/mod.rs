@@ -21,9 +21,10 @@
 //! Safety is tried by the model (`model`, a test), rule by rule, and so is that service comes back where it can.
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
-//! where they don't the compare-and-swap decides. `failback` says when something goes back, `heal` what is announced again after
+//! where they don't the compare-and-swap decides. `balance` evens loads out, `failback` says when something goes back, `heal` what is announced again after
 //! a partition.
 
+mod balance;
 mod failback;
 mod heal;
 mod incarnation;
@@ -44,16 +45,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(test)]
-use self::ownership::MASTER;
 use super::Machine;
-use crate::cluster::{Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
+use crate::cluster::{
+    Entry, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
+};
 use crate::{
     ClusterStart, Effect, EventKind, IfIndex, PeerPort, PeerReading, PeerSample, Reason, TakeTimes, Time,
 };
 
 /// A request that the store could not answer is made again after this long.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// After a change of the member list nobody is called dead for so long: agents start anew with it, some later than others.
+const NEW_LIST: Duration = Duration::from_secs(2);
 /// A node that hears nobody in a segment waits so long for the others to say that they don't either.
 const ISOLATED_AFTER: Duration = Duration::from_millis(200);
 
@@ -74,8 +77,8 @@ pub(super) struct Cluster {
     /// Owner records with their revisions.
     records: BTreeMap<String, (Record, u64)>,
     draining: BTreeSet<String>,
-    /// Virtual servers that an administrator wants elsewhere: where, and the revision of the wish.
-    wishes: BTreeMap<String, (String, u64)>,
+    /// Virtual servers that somebody wants elsewhere, and the revision of the wish.
+    wishes: BTreeMap<String, (Wish, u64)>,
     /// (voter, about), by slots: dead up to this incarnation.
     #[serde(with = "crate::input::pairs")]
     verdicts: BTreeMap<(u8, u8), u64>,
@@ -113,6 +116,7 @@ pub(super) struct Cluster {
     next_turn: Option<Time>,
     /// What the records were before a write that is under way.
     replaced: BTreeMap<String, Record>,
+    balancing: balance::Balancing,
     /// The model breaks rule R11 with it.
     #[cfg(test)]
     counts_oneself: bool,
@@ -120,9 +124,10 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new(start: ClusterStart, node: &str, now: Time) -> Cluster {
-        let ClusterStart { members, nodes, witness, lost_memory, verdicts } = start;
+        let ClusterStart { members, nodes, witness, lost_memory, new_list, verdicts } = start;
         let slot = members.get(node).map_or(u8::MAX, |m| m.slot);
-        let mute_until = if lost_memory { now + members.silence() } else { now };
+        let silence = if lost_memory { members.silence() } else { Duration::ZERO };
+        let mute_until = now + if new_list { silence.max(NEW_LIST) } else { silence };
         Cluster {
             me: node.to_owned(),
             slot,
@@ -154,6 +159,7 @@ impl Cluster {
             ask_again: None,
             next_turn: None,
             replaced: BTreeMap::new(),
+            balancing: balance::Balancing::default(),
             #[cfg(test)]
             counts_oneself: false,
             members,
@@ -230,6 +236,7 @@ impl Machine {
                 cluster.nodes.clear();
                 cluster.draining.clear();
                 cluster.wishes.clear();
+                cluster.balancing.forget_all();
                 changes.into_iter().for_each(|c| self.store_changed(c));
                 // What was read later than this view is not undone by it.
                 let Some(cluster) = &mut self.cluster else { return };
@@ -294,6 +301,13 @@ impl Machine {
             Entry::Move(server, Some(to)) => {
                 cluster.wishes.insert(server, (to, revision));
             }
+            Entry::Load(node, Some(load)) => cluster.balancing.told_by(node, load),
+            Entry::Load(node, None) => {
+                cluster.balancing.forget(&node);
+                if node == cluster.me {
+                    cluster.balancing.tell_again();
+                }
+            }
             Entry::Move(server, None) => {
                 cluster.wishes.remove(&server);
             }
@@ -316,6 +330,11 @@ impl Machine {
                 "take a new incarnation".to_owned()
             }
             StoreRequest::Publish(_) => "publish this node's record".to_owned(),
+            StoreRequest::PublishLoad(_) => {
+                cluster.balancing.tell_again();
+                "publish this node's load".to_owned()
+            }
+            StoreRequest::Wish { server, .. } => format!("ask for a move of {server}"),
             StoreRequest::MoveDone { server, .. } => format!("remove the wish to move {server}"),
         };
         self.tell_failure(what, error);
@@ -351,6 +370,7 @@ impl Machine {
         let node = NodeRecord {
             incarnation: self.incarnation,
             witness: self.cluster.as_ref().is_some_and(|c| c.witness),
+            capacity_percent: self.config.as_ref().map_or(100, |c| c.capacity_percent),
             ports: self.ports.iter().filter_map(|p| self.node_port(p)).collect(),
         };
         let Some(cluster) = &mut self.cluster else { return };

@@ -18,12 +18,8 @@ use super::super::Machine;
 use super::Cluster;
 use super::incarnation::Change;
 use super::succession::Successor;
-use crate::cluster::{Record, Release, StoreRequest};
+use crate::cluster::{MASTER, Record, Release, StoreRequest, Wish};
 use crate::{Effect, EventKind, FailoverKind, Owner, Reason, TakeTimes};
-
-/// The master's record is one like those of virtual servers, with nothing to serve: taken by compare-and-swap, at once when a
-/// majority calls the master dead, and what it writes is fenced by its epoch. No virtual server can have this name.
-pub(super) const MASTER: &str = "@master";
 
 impl Cluster {
     pub(super) fn is_own(&self, record: &Record) -> bool {
@@ -49,6 +45,7 @@ impl Machine {
         cluster.vacant.remove(server);
         if let (Some((before, _)), Some((after, _))) = (cluster.records.get(server).cloned(), &record) {
             cluster.note_refusals(&before, after, self.now);
+            cluster.balancing.note_owner(server, &before, after, self.now);
         }
         match record {
             Some(record) => cluster.records.insert(server.to_owned(), record),
@@ -66,6 +63,9 @@ impl Machine {
         cluster.vacant.remove(server);
         let before = before.filter(|b| *b != record).or_else(|| cluster.replaced.remove(server));
         cluster.replaced.remove(server);
+        if let Some(before) = &before {
+            cluster.balancing.note_owner(server, before, &record, self.now);
+        }
         if record.node != cluster.me {
             // As a peer that routes.
             cluster.replaced.remove(server);
@@ -224,7 +224,7 @@ impl Machine {
     fn settle_own(&mut self, index: usize, record: Record, revision: u64) {
         let server = self.servers[index].name.clone();
         if self.servers[index].marked {
-            self.wish_fulfilled(&server);
+            self.wish_fulfilled(index);
             let Some((next, reason)) = self.give_up(index) else {
                 return self.settle_reroute(index, &record, revision);
             };
@@ -244,10 +244,14 @@ impl Machine {
         }
     }
 
-    /// Removes an administrator's wish that this node should have what it has: whoever made it may be gone.
-    fn wish_fulfilled(&mut self, server: &str) {
+    /// Removes a wish that this node should have what it has: whoever made it may be gone. And one for balance that can't be: the
+    /// master makes another plan.
+    fn wish_fulfilled(&mut self, index: usize) {
+        let stays = self.give_up(index).is_none();
+        let server = self.servers[index].name.as_str();
         let Some(cluster) = &mut self.cluster else { return };
-        if cluster.wishes.get(server).is_some_and(|(to, _)| *to == cluster.me)
+        let over = |wish: &Wish| wish.to == cluster.me || wish.master.is_some() && stays;
+        if cluster.wishes.get(server).is_some_and(|(wish, _)| over(wish))
             && let Some((_, revision)) = cluster.wishes.remove(server)
         {
             let server = server.to_owned();
@@ -297,15 +301,8 @@ impl Machine {
         let dead = current.as_ref().filter(|(r, _)| r.released.is_none());
         let taken_from = dead.map(|(r, _)| (r.node.clone(), r.incarnation));
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
-        let record = Record {
-            node: cluster.me.clone(),
-            incarnation: self.incarnation,
-            members: cluster.members.version,
-            epoch: epoch + 1,
-            taken_from,
-            released: None,
-            via: Vec::new(),
-        };
+        let record = Record::of(&cluster.me, self.incarnation, cluster.members.version, epoch + 1);
+        let record = Record { taken_from, ..record };
         self.write(server.to_owned(), expected, record);
     }
 }

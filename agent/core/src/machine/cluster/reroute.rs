@@ -24,8 +24,7 @@ use std::time::Duration;
 use super::super::Machine;
 use super::super::ports::rank;
 use super::Cluster;
-use super::ownership::MASTER;
-use crate::cluster::{Record, Via, ViaState};
+use crate::cluster::{MASTER, Record, Via, ViaState};
 use crate::{Effect, EventKind, Hop, PortState, Time};
 
 /// After a peer has refused, one is asked again for the segment after this long: it sees things differently, and may for a while.

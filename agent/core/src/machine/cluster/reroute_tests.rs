@@ -8,12 +8,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::Machine;
-use super::MASTER;
 use crate::cluster::{
-    Entry, Member, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Via,
+    Entry, MASTER, Member, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Via,
     ViaState,
 };
-use crate::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use crate::config::{PortConfig, Segment, Timing, VirtualServer};
 use crate::{
     Attachment, ClusterStart, Config, Effect, Event, EventKind, Found, Hop, IfIndex, Input, Link,
     PeerReading, PeerSample, Start, Time,
@@ -46,29 +45,17 @@ fn members() -> Members {
 }
 
 fn config(node: usize) -> Config {
-    let port =
-        |interface: &str, segment: &str| PortConfig { interface: interface.into(), segment: segment.into() };
-    let segment = |name: &str, subnet: &str| Segment {
-        name: name.into(),
-        subnets: vec![subnet.parse().expect("subnet")],
-        gateway: Vec::new(),
-        probe_targets: Vec::new(),
-        port_failback: PortFailback::Stay,
-    };
+    let segment = |name: &str, subnet: &str| Segment::new(name, vec![subnet.parse().expect("subnet")]);
     Config {
-        node: NAMES[node].to_owned(),
-        ports: vec![port("p0", "office"), port("p1", "back")],
+        ports: vec![PortConfig::new("p0", "office"), PortConfig::new("p1", "back")],
         timing: Timing { announce_repeat: Vec::new(), hold_down: Duration::ZERO, ..Timing::default() },
         segments: vec![segment("office", "10.0.0.0/24"), segment("back", "10.99.0.0/24")],
         servers: vec![VirtualServer {
-            name: "vs".into(),
-            priority: 100,
             migrate: false,
-            preferred_nodes: Vec::new(),
-            failback: Default::default(),
             reroute: true,
-            addresses: vec!["10.0.0.10/24".parse().expect("address")],
+            ..VirtualServer::new("vs", vec!["10.0.0.10/24".parse().expect("address")])
         }],
+        ..Config::new(NAMES[node])
     }
 }
 
@@ -122,19 +109,11 @@ impl World {
             carrier: true,
             dead: false,
             told: 0,
-            published: NodeRecord { incarnation: 1, witness: false, ports: ports(n) },
+            published: NodeRecord { incarnation: 1, ports: ports(n), ..NodeRecord::default() },
             events: Vec::new(),
             deeds: Vec::new(),
         };
-        let record = Record {
-            node: "a".into(),
-            incarnation: 1,
-            members: 1,
-            epoch: 1,
-            taken_from: None,
-            released: None,
-            via: Vec::new(),
-        };
+        let record = Record::of("a", 1, 1, 1);
         let mut world = World {
             now: Time(1000 * MS),
             nodes: (0..N).map(node).collect(),
@@ -182,6 +161,7 @@ impl World {
                 nodes,
                 witness: false,
                 lost_memory: false,
+                new_list: false,
                 verdicts,
             }),
         };

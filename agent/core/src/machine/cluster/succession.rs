@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use super::super::Machine;
 use super::Cluster;
-use super::ownership::MASTER;
-use crate::cluster::Record;
+use crate::cluster::{MASTER, Record};
 use crate::config::VirtualServer;
-use crate::{Reason, Time};
+use crate::{Config, Reason, Time};
 
 /// How long each one in line lets the one before it have.
 const TURN: Duration = Duration::from_millis(250);
@@ -43,50 +42,98 @@ impl Cluster {
     }
 }
 
+/// Who has what, while it is given out.
+#[derive(Default)]
+struct Hands<'a> {
+    /// By node: shares of its capacity.
+    load: BTreeMap<&'a str, f64>,
+    /// By virtual server, where some may not be together.
+    at: BTreeMap<&'a str, &'a str>,
+}
+
+/// A node that may have a virtual server.
+struct Candidate<'a> {
+    node: &'a str,
+    /// The lower the better: the one it was released for, then the preferred ones.
+    rank: (bool, usize),
+}
+
+/// From which of these owners it was taken.
+fn taken_from<'a>(record: &'a Record, owners: &BTreeSet<(&'a str, u64)>) -> Option<(&'a str, u64)> {
+    let (node, incarnation) = record.taken_from.as_ref()?;
+    owners.get(&(node.as_str(), *incarnation)).copied()
+}
+
+impl<'a> Hands<'a> {
+    fn give(&mut self, cluster: &Cluster, server: &'a str, node: &'a str, are_some_apart: bool) {
+        *self.load.entry(node).or_default() += cluster.weight(server) / cluster.capacity(node);
+        if are_some_apart {
+            self.at.insert(server, node);
+        }
+    }
+}
+
 impl Machine {
     /// This node's place in the succession of every virtual server, by index; `None`: it is in good hands.
     pub(super) fn successions(&self) -> Vec<Option<Successor>> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
+        let apart = self.are_some_apart();
         let fit: Vec<&str> = cluster.fit(cluster.read).collect();
-        let mut load: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut hands = Hands::default();
         let held = |r: &Record| r.released.is_none() && !cluster.is_dead(r);
-        let records = || cluster.records.iter().filter(|(s, _)| *s != MASTER).map(|(_, (r, _))| r);
+        let records = || cluster.records.iter().filter(|(s, _)| *s != MASTER).map(|(s, (r, _))| (s, r));
         // Owners whose virtual servers are being taken now. What has been taken from them so far counts as if it were still to be
         // given out: otherwise each successor would draw the line anew with every take that it sees.
-        let dead = records().filter(|r| r.released.is_none() && cluster.is_dead(r));
+        let dead = records().map(|(_, r)| r).filter(|r| r.released.is_none() && cluster.is_dead(r));
         let dying: BTreeSet<(&str, u64)> = dead.map(|r| (r.node.as_str(), r.incarnation)).collect();
-        let just_taken = |r: &Record| {
-            r.taken_from
-                .as_ref()
-                .is_some_and(|(node, incarnation)| dying.contains(&(node.as_str(), *incarnation)))
-        };
-        for record in records().filter(|r| held(r) && !just_taken(r)) {
-            *load.entry(record.node.as_str()).or_default() += 1;
+        let just_taken = |r| taken_from(r, &dying);
+        for (server, record) in records().filter(|(_, r)| held(r) && just_taken(r).is_none()) {
+            hands.give(cluster, server, &record.node, apart);
         }
         let mut plan = Vec::new();
+        let mut heirs: BTreeMap<(&str, u64), BTreeSet<&str>> = BTreeMap::new();
         for server in &self.servers {
             let record = cluster.records.get(&server.name).map(|(r, _)| r);
             let is_held = record.is_some_and(held);
-            if is_held && !record.is_some_and(just_taken) {
+            if is_held && record.and_then(just_taken).is_none() {
                 plan.push(None);
                 continue;
             }
-            let order = self.order(&server.name, &fit, &load);
+            let mut order = self.order(&server.name, &fit, &hands);
+            let owner = record.filter(|r| r.released.is_none()).and_then(|r| {
+                just_taken(r).or_else(|| dying.get(&(r.node.as_str(), r.incarnation)).copied())
+            });
+            if let Some(owner) = owner {
+                let heirs = heirs.entry(owner).or_default();
+                // What one node had goes to two at least, where there are two.
+                if let [first, second, ..] = &mut order[..]
+                    && heirs.len() == 1
+                    && heirs.contains(first.node)
+                    && first.rank == second.rank
+                {
+                    std::mem::swap(first, second);
+                }
+                heirs.extend(order.first().map(|c| c.node));
+            }
             if let Some(first) = order.first() {
-                *load.entry(first).or_default() += 1;
+                hands.give(cluster, &server.name, first.node, apart);
             }
             if is_held {
                 plan.push(None);
                 continue;
             }
-            let place = order.iter().position(|n| *n == cluster.me);
+            let place = order.iter().position(|c| c.node == cluster.me);
             plan.push(Some(Successor { turn: place.map(|p| TURN * p as u32) }));
         }
         plan
     }
 
+    fn are_some_apart(&self) -> bool {
+        self.config.as_ref().is_some_and(|c| c.servers.iter().any(|s| !s.never_with.is_empty()))
+    }
+
     /// The nodes that may have it, best first.
-    fn order<'a>(&self, server: &str, fit: &[&'a str], load: &BTreeMap<&str, usize>) -> Vec<&'a str> {
+    fn order<'a>(&self, server: &str, fit: &[&'a str], hands: &Hands) -> Vec<Candidate<'a>> {
         let (Some(cluster), Some(definition)) = (&self.cluster, self.definition(server)) else {
             return Vec::new();
         };
@@ -94,24 +141,37 @@ impl Machine {
         let next = record.and_then(|r| r.released.as_ref()?.next.as_deref());
         let pinned_to = record.filter(|_| !definition.migrate).map(|r| r.node.as_str());
         let segments = self.segments_of(definition);
-        let mut order: Vec<&str> = fit
-            .iter()
-            .copied()
-            .filter(|n| cluster.reaches(n, &segments))
-            .filter(|n| pinned_to.is_none_or(|owner| owner == *n || next == Some(*n)))
-            .collect();
-        order.sort_by_key(|n| {
+        let rank = |n: &str| {
             let preferred = definition.preferred_nodes.iter().position(|p| p == n).unwrap_or(usize::MAX);
-            (next != Some(*n), preferred, load.get(n).copied().unwrap_or(0), *n)
+            (next != Some(n), preferred)
+        };
+        let mut order: Vec<Candidate> = fit
+            .iter()
+            .filter(|n| cluster.reaches(n, &segments))
+            .filter(|n| pinned_to.is_none_or(|owner| owner == **n || next == Some(**n)))
+            .filter(|n| definition.only_on.is_empty() || definition.only_on.iter().any(|o| o == **n))
+            .filter(|n| self.apart_from(definition, n, hands).is_none())
+            .map(|n| Candidate { node: n, rank: rank(n) })
+            .collect();
+        let load = |c: &Candidate| hands.load.get(c.node).copied().unwrap_or(0.0);
+        order.sort_by(|a, b| {
+            a.rank.cmp(&b.rank).then(load(a).total_cmp(&load(b))).then_with(|| a.node.cmp(b.node))
         });
         order
+    }
+
+    /// A virtual server on the node that this one may not be with.
+    fn apart_from<'a>(&self, server: &VirtualServer, node: &str, hands: &Hands<'a>) -> Option<&'a str> {
+        let there = hands.at.iter().filter(|(name, at)| **at == node && **name != server.name);
+        let mut there = there.filter_map(|(name, _)| Some((*name, self.definition(name)?)));
+        there.find(|(_, other)| Config::are_apart(server, other)).map(|(name, _)| name)
     }
 
     pub(super) fn definition(&self, server: &str) -> Option<&VirtualServer> {
         self.config.as_ref()?.servers.iter().find(|s| s.name == server)
     }
 
-    fn segments_of<'a>(&'a self, server: &VirtualServer) -> Vec<&'a str> {
+    pub(super) fn segments_of<'a>(&'a self, server: &VirtualServer) -> Vec<&'a str> {
         let Some(config) = &self.config else { return Vec::new() };
         let all = server.addresses.iter().filter_map(|a| config.segment_of(a.addr()));
         let mut names: Vec<&str> = all.map(|s| s.name.as_str()).collect();
@@ -127,30 +187,44 @@ impl Machine {
         let definition = self.definition(server)?;
         let me = cluster.me.as_str();
         let fit: Vec<&str> = cluster.fit(cluster.read).filter(|n| *n != me).collect();
-        let mut load: BTreeMap<&str, usize> = BTreeMap::new();
+        let apart = self.are_some_apart();
+        let mut hands = Hands::default();
         for (server, (record, _)) in cluster.records.iter().filter(|(s, _)| *s != MASTER) {
             let leaves_for = record.released.as_ref().and_then(|r| r.next.as_ref());
             let holder = cluster.leaving.get(server).map(|(to, _)| to).or(leaves_for).unwrap_or(&record.node);
-            *load.entry(holder.as_str()).or_default() += 1;
+            hands.give(cluster, server, holder, apart);
         }
+        let permitted = |n: &str| definition.only_on.is_empty() || definition.only_on.iter().any(|o| o == n);
         let segments = self.segments_of(definition);
-        if let Some((to, _)) = cluster.wishes.get(server).filter(|(to, _)| to != me) {
+        if let Some((wish, _)) = cluster.wishes.get(server).filter(|(w, _)| w.to != me) {
             // Where that can't be, the other reasons count as ever.
-            if fit.contains(&to.as_str()) && cluster.reaches(to, &segments) {
-                return Some((to.clone(), Reason::Administrator));
+            let to = wish.to.as_str();
+            if fit.contains(&to)
+                && cluster.reaches(to, &segments)
+                && permitted(to)
+                && self.apart_from(definition, to, &hands).is_none()
+                && (wish.master.is_none() || definition.migrate && self.is_in_force(wish))
+            {
+                return Some((wish.to.clone(), wish.reason));
             }
         }
         if !definition.migrate {
             return None;
         }
-        let best = || self.order(server, &fit, &load).first().map(|n| (*n).to_owned());
+        let best = || self.order(server, &fit, &hands).first().map(|c| c.node.to_owned());
         if cluster.draining.contains(me) {
             return best().map(|to| (to, Reason::Drain));
         }
         if !segments.iter().all(|s| self.has_usable_port(s)) {
             return best().map(|to| (to, Reason::NoGoodPort));
         }
+        // Of two that may not be together the one that comes later goes.
+        let later = |other: &str| self.servers[..index].iter().any(|s| s.name == other);
+        if !permitted(me) || self.apart_from(definition, me, &hands).is_some_and(later) {
+            return best().map(|to| (to, Reason::Constraint));
+        }
         let to = self.failback(definition.failback, &definition.preferred_nodes, &segments);
-        to.map(|to| (to, Reason::Failback))
+        to.filter(|to| permitted(to) && self.apart_from(definition, to, &hands).is_none())
+            .map(|to| (to, Reason::Failback))
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cluster::{
     Entry, Member, Members, NodePort, NodeRecord, Record, Release, StoreChange, StoreInput, StoreRequest,
 };
-use crate::config::{Config, Failback, PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use crate::config::{Config, Failback, PortConfig, Segment, VirtualServer};
 use crate::{
     Attachment, ClusterStart, Effect, Event, EventKind, Found, IfIndex, Input, Link, Machine, PeerReading,
     PeerSample, Reason, Start, Time,
@@ -27,7 +27,7 @@ fn node(hears: bool) -> NodeRecord {
         usable: true,
         hears,
     };
-    NodeRecord { incarnation: 1, witness: false, ports: vec![port] }
+    NodeRecord { incarnation: 1, ports: vec![port], ..NodeRecord::default() }
 }
 
 fn start() -> Start {
@@ -47,20 +47,13 @@ fn start() -> Start {
         nodes: BTreeMap::from(nodes),
         witness: false,
         lost_memory: false,
+        new_list: false,
         verdicts: BTreeMap::new(),
     };
     let config = Config {
-        node: "a".into(),
-        ports: vec![PortConfig { interface: "p0".into(), segment: "office".into() }],
-        timing: Timing::default(),
-        segments: vec![Segment {
-            name: "office".into(),
-            subnets: vec!["10.0.0.0/24".parse().unwrap()],
-            gateway: Vec::new(),
-            probe_targets: Vec::new(),
-            port_failback: PortFailback::Stay,
-        }],
-        servers: Vec::new(),
+        ports: vec![PortConfig::new("p0", "office")],
+        segments: vec![Segment::new("office", vec!["10.0.0.0/24".parse().unwrap()])],
+        ..Config::new("a")
     };
     let link = Link { ifindex: IfIndex(1), name: "p0".into(), up: true, carrier: true, mac: MAC };
     Start {
@@ -111,13 +104,9 @@ fn serving_what_prefers_another() -> (Machine, Time) {
     let mut start = start();
     start.config.timing.announce_repeat = Vec::new();
     start.config.servers.push(VirtualServer {
-        name: "vs".into(),
-        priority: 100,
-        migrate: true,
         preferred_nodes: vec!["b".into()],
         failback: Failback::Window(60, 240),
-        reroute: false,
-        addresses: vec!["10.0.0.10/24".parse().unwrap()],
+        ..VirtualServer::new("vs", vec!["10.0.0.10/24".parse().unwrap()])
     });
     let mut machine = Machine::new();
     machine.handle(ms(0), Input::Start(Box::new(start)));
@@ -151,15 +140,7 @@ fn serving_what_prefers_another() -> (Machine, Time) {
 }
 
 fn owned() -> Record {
-    Record {
-        node: "a".into(),
-        incarnation: 1,
-        members: 1,
-        epoch: 1,
-        taken_from: None,
-        released: None,
-        via: Vec::new(),
-    }
+    Record::of("a", 1, 1, 1)
 }
 
 #[test]

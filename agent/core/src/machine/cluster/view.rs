@@ -2,25 +2,11 @@
 
 use super::super::Machine;
 use super::Cluster;
-use super::ownership::MASTER;
 use crate::NodeView;
+use crate::cluster::MASTER;
+use crate::plan::NodeState;
 
 impl Cluster {
-    /// `up`, `draining`, `dead` or `unknown`.
-    fn node_state(&self, name: &str, slot: u8) -> &'static str {
-        let peer = self.reading.peers.iter().find(|p| p.slot == slot);
-        let heard = slot == self.slot || peer.is_some_and(|p| self.is_heard(p, self.read));
-        match heard {
-            true if self.draining.contains(name) => "draining",
-            true => "up",
-            false => {
-                let latest = peer.map_or(0, |p| self.latest(p));
-                let dead = latest > 0 && self.accusers(slot, latest).count() >= self.members.majority();
-                if dead { "dead" } else { "unknown" }
-            }
-        }
-    }
-
     /// Node that owns a virtual server, how it is there, as far as this node knows, and the epoch.
     fn standing(&self, server: &str) -> (Option<String>, &'static str, u64) {
         let Some((record, _)) = self.records.get(server) else { return (None, "stopped", 0) };
@@ -29,8 +15,8 @@ impl Cluster {
         }
         let slot = self.members.get(&record.node).map(|m| m.slot);
         let state = match slot.map(|slot| self.node_state(&record.node, slot)) {
-            Some("up" | "draining") => "serving",
-            _ => "failed",
+            Some(NodeState::Up | NodeState::Draining) => "serving",
+            Some(NodeState::Dead | NodeState::Unknown) | None => "failed",
         };
         (Some(record.node.clone()), state, record.epoch)
     }
@@ -58,8 +44,8 @@ impl Machine {
         let cluster = self.cluster.as_ref()?;
         let view = |m: &crate::cluster::Member| NodeView {
             name: m.name.clone(),
-            state: cluster.node_state(&m.name, m.slot).to_owned(),
-            load: if m.slot == cluster.slot { own_load } else { 0.0 },
+            state: cluster.node_state(&m.name, m.slot).name().to_owned(),
+            load: if m.slot == cluster.slot { own_load } else { cluster.load_of(&m.name) },
         };
         Some(cluster.members.nodes.iter().map(view).collect())
     }

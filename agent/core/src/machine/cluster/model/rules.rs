@@ -3,7 +3,7 @@
 use super::store::Times;
 use super::world::{NAMES, SERVER};
 use crate::Config;
-use crate::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
+use crate::config::{PortConfig, Segment, Timing, VirtualServer};
 
 /// Which rules of lease.md are kept by what stands around the machine, or by the machine itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,24 +82,13 @@ impl Setting {
 /// The configuration of a node.
 pub fn config(node: usize) -> Config {
     Config {
-        node: NAMES[node].to_owned(),
-        ports: vec![PortConfig { interface: "p0".into(), segment: "office".into() }],
+        ports: vec![PortConfig::new("p0", "office")],
         timing: Timing { announce_repeat: Vec::new(), ..Timing::default() },
-        segments: vec![Segment {
-            name: "office".into(),
-            subnets: vec!["10.0.0.0/24".parse().expect("subnet")],
-            gateway: Vec::new(),
-            probe_targets: Vec::new(),
-            port_failback: PortFailback::Stay,
-        }],
+        segments: vec![Segment::new("office", vec!["10.0.0.0/24".parse().expect("subnet")])],
         servers: vec![VirtualServer {
-            name: SERVER.into(),
-            priority: 100,
-            migrate: true,
             preferred_nodes: vec!["b".into(), "c".into()],
-            failback: Default::default(),
-            reroute: false,
-            addresses: vec!["10.0.0.10/24".parse().expect("address")],
+            ..VirtualServer::new(SERVER, vec!["10.0.0.10/24".parse().expect("address")])
         }],
+        ..Config::new(NAMES[node])
     }
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::super::MASTER;
 use super::agent::print;
 use super::rules::Rules;
 use super::world::{MAX, NAMES, SERVER, TICK, World};
 use crate::Input;
-use crate::cluster::{Entry, Member, Members, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
+use crate::cluster::{
+    Entry, MASTER, Member, Members, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
+};
 
 /// Something asked of the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,17 +81,20 @@ impl Store {
                 usable: true,
                 hears: true,
             }];
-            (n, (Arc::new(NodeRecord { incarnation: 1, witness: witness == Some(n), ports }), 1))
+            (
+                n,
+                (
+                    Arc::new(NodeRecord {
+                        incarnation: 1,
+                        witness: witness == Some(n),
+                        ports,
+                        ..NodeRecord::default()
+                    }),
+                    1,
+                ),
+            )
         };
-        let first = Record {
-            node: NAMES[0].into(),
-            incarnation: 1,
-            members: 1,
-            epoch: 1,
-            taken_from: None,
-            released: None,
-            via: Vec::new(),
-        };
+        let first = Record::of(NAMES[0], 1, 1, 1);
         let mut counters = [0; MAX];
         members.nodes.iter().for_each(|m| counters[usize::from(m.slot)] = 1);
         Store {
@@ -129,18 +133,10 @@ impl Store {
             all.push(StoreChange { revision: *revision, entry });
         }
         // Not of interest here, and always there.
-        let master = Record {
-            node: "elsewhere".into(),
-            incarnation: 1,
-            members: 1,
-            epoch: 1,
-            taken_from: None,
-            released: None,
-            via: Vec::new(),
-        };
+        let master = Record::of("elsewhere", 1, 1, 1);
         all.push(StoreChange { revision: 1, entry: Entry::Record(MASTER.into(), Some(master)) });
         let (wish, at) = self.wish;
-        let wish = wish.map(|to| NAMES[to].to_owned());
+        let wish = wish.map(|to| Wish::administrator(NAMES[to]));
         all.push(StoreChange { revision: at, entry: Entry::Move(SERVER.into(), wish) });
         all.retain(|c| c.revision > revision);
         all.sort_by_key(|c| c.revision);
@@ -185,6 +181,8 @@ impl World {
                 self.store.revision += 1;
                 self.store.nodes.insert(n, (Arc::new(record), self.store.revision));
             }
+            // Nothing is measured here, so nothing is balanced.
+            StoreRequest::PublishLoad(_) | StoreRequest::Wish { .. } => {}
             // The master's record is of no interest here: that request is never answered, and so not made again.
             StoreRequest::Write { server, .. } if server != SERVER => {}
             request => {
@@ -223,7 +221,7 @@ impl World {
                 }
                 return;
             }
-            StoreRequest::Publish(_) => return,
+            StoreRequest::Publish(_) | StoreRequest::PublishLoad(_) | StoreRequest::Wish { .. } => return,
         };
         if awaited {
             store.answers.push((node, life, answer));

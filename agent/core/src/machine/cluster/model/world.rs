@@ -258,6 +258,7 @@ impl World {
             nodes: self.store.node_records(),
             witness: self.is_witness(n),
             lost_memory: lost_memory && rules.wait_after_loss,
+            new_list: false,
             verdicts,
         };
         let link = Link {
@@ -331,6 +332,7 @@ impl World {
                 None
             }
             Effect::Event(_)
+            | Effect::Plan(..)
             | Effect::AddAddress(..)
             | Effect::Announce(..)
             | Effect::Steer { .. }
