@@ -1,4 +1,4 @@
-use baton_core::config::{BalanceMode, Failback};
+use baton_core::config::{BalanceMode, Failback, PortConfig};
 
 use super::*;
 
@@ -121,17 +121,9 @@ fn members_keep_their_slots_and_a_new_list_is_a_new_version() {
 #[test]
 fn a_node_must_be_a_member_and_its_segments_known() {
     let node = |name: &str, segment: &str| Config {
-        node: name.into(),
-        ports: vec![baton_core::config::PortConfig {
-            interface: "eth0".into(),
-            segment: segment.into(),
-            speed_mbits: Some(2500),
-        }],
-        timing: Timing::default(),
-        segments: Vec::new(),
-        servers: Vec::new(),
-        balance: Balance::default(),
+        ports: vec![PortConfig { speed_mbits: Some(2500), ..PortConfig::new("eth0", segment) }],
         capacity_percent: 250,
+        ..Config::new(name)
     };
     let d = good(&(GOOD.to_owned() + "[balance]\nmode = \"on\"\n"));
     let config = d.node_config(&node("fs1", "office")).expect("fits");

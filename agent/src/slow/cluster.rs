@@ -165,8 +165,14 @@ async fn prepare(
         table.prepare(member.slot, node_number(&member.name), lost_memory, born)?;
     }
     let verdicts = table.verdicts(slot)?;
-    let start =
-        ClusterStart { members: members.clone(), nodes, witness: cluster.witness, lost_memory, new_list: lease.members != members.version, verdicts };
+    let start = ClusterStart {
+        members: members.clone(),
+        nodes,
+        witness: cluster.witness,
+        lost_memory,
+        new_list: lease.members != members.version,
+        verdicts,
+    };
     let known = Known { generation, members: members.version };
     Ok((config, incarnation, known, start, Membership { table, members, slot }))
 }
