@@ -132,7 +132,8 @@ impl Machine {
     fn mastership(&self) -> Option<(u64, u64)> {
         let cluster = self.cluster.as_ref()?;
         let (record, revision) = cluster.records.get(MASTER)?;
-        let rules = cluster.may_mark(MASTER, self.incarnation) && cluster.has_lease() && cluster.reachable;
+        let own = cluster.is_own(record) && record.incarnation == self.incarnation;
+        let rules = own && cluster.has_lease() && cluster.reachable;
         rules.then_some((*revision, record.epoch))
     }
 
