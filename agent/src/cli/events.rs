@@ -258,6 +258,8 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::Drain
         | Reason::Administrator
         | Reason::Failback
+        | Reason::Balance
+        | Reason::Constraint
         | Reason::First => plain(reason),
     }
 }
