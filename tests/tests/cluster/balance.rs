@@ -87,7 +87,9 @@ fn the_cluster_evens_load_out_by_itself_and_rests() -> Result<()> {
     place(&cluster, start)?;
     let judge = cluster.judge()?;
     let before = moved(&cluster)?;
-    let streams = [load(&cluster, "hot", 4)?, load(&cluster, "warm", 2)?, load(&cluster, "cool", 1)?];
+    let cool = load(&cluster, "cool", 1)?;
+    wait_until("the load of cool", LONG, || loads(&cluster, "n1").is_ok_and(|l| l["cool"] > 0.02))?;
+    let streams = [cool, load(&cluster, "hot", 4)?, load(&cluster, "warm", 2)?];
     let mut plan = Vec::new();
     wait_until("a plan", LONG, || {
         plan = planned(&cluster).unwrap_or_default();
@@ -180,6 +182,7 @@ fn servers_that_may_not_be_together_are_kept_apart() -> Result<()> {
         .server("homes", &["10.0.0.11/24"], "only_on = [\"n1\", \"n2\"]");
     spec.balance = "mode = \"off\"\n".to_owned();
     let mut cluster = Cluster::start("apart", spec)?;
+    cluster.done("n1", &["move", "homes", "--to", "n2"])?;
     cluster.done("n1", &["move", "projects", "--to", "n1"])?;
     cluster.wait_held(ip("10.0.0.10"), |node| node == "n1")?;
     cluster.wait_held(ip("10.0.0.11"), |node| node == "n2")?;

@@ -190,13 +190,25 @@ fn is_alone_on_top(state: &State, node: u32) -> bool {
     state.problem.not_up.iter().copied().chain(up).all(|n| state.level(n) < state.level(node) * (1.0 - SAME))
 }
 
+/// What an operation asks of clients.
+struct Price {
+    /// Load of everything that moves.
+    moved: f64,
+    /// That, times how long its clients wait.
+    cost: f64,
+}
+
 /// The higher level of the two when so much goes over; `None` if that is no better, or does not pay.
-fn outcome(state: &State, (from, to): (u32, u32), load: f64, cost: f64) -> Option<f64> {
+fn outcome(state: &State, (from, to): (u32, u32), load: f64, price: Price) -> Option<f64> {
+    let policy = state.problem.policy;
     let before = state.level(from);
     let (low, high) = (state.level_with(from, -load), state.level_with(to, load));
     let after = low.max(high);
-    let gain = (before - after) * state.problem.policy.horizon.as_secs_f64();
-    if after >= before * (1.0 - SAME) || gain <= cost / state.problem.capacity[from as usize] {
+    let gain = (before - after) * state.problem.capacity[from as usize];
+    if after >= before * (1.0 - SAME)
+        || gain * policy.horizon.as_secs_f64() <= price.cost
+        || gain < price.moved * policy.least_gain
+    {
         return None;
     }
     let squares = before * state.load(from) + state.level(to) * state.load(to);
@@ -204,8 +216,10 @@ fn outcome(state: &State, (from, to): (u32, u32), load: f64, cost: f64) -> Optio
     (then < squares * (1.0 - SAME) || is_alone_on_top(state, from)).then_some(after)
 }
 
-fn cost(problem: &Problem, server: u32) -> f64 {
-    problem.load[server as usize] * problem.servers[server as usize].move_cost.as_secs_f64()
+fn price(problem: &Problem, servers: &[u32]) -> Price {
+    let load = |s: &u32| problem.load[*s as usize];
+    let wait = |s: &u32| problem.servers[*s as usize].move_cost.as_secs_f64();
+    Price { moved: servers.iter().map(load).sum(), cost: servers.iter().map(|s| load(s) * wait(s)).sum() }
 }
 
 /// One goes over: of those just below and just above the ideal load, the better.
@@ -216,7 +230,7 @@ fn shift(state: &State, rules: &Rules, from: u32, to: u32) -> Option<Operation> 
     let middle = on.partition_point(|s| load(s) <= ideal(state, from, to));
     let try_one = |s: &u32| {
         let may = rules.may_move(*s) && state.may_put(*s, to);
-        let after = may.then(|| outcome(state, (from, to), load(s), cost(problem, *s))).flatten()?;
+        let after = may.then(|| outcome(state, (from, to), load(s), price(problem, &[*s]))).flatten()?;
         Some(Operation { after, from, to, goes: *s, comes: None })
     };
     let below = on[..middle].iter().rev().find_map(try_one);
@@ -267,8 +281,9 @@ fn swap(state: &State, rules: &Rules, from: u32, to: u32) -> Option<Operation> {
             if over <= 0.0 || !rules.may_move(back) {
                 continue;
             }
-            let price = cost(problem, goes) + cost(problem, back);
-            let Some(after) = outcome(state, (from, to), over, price) else { continue };
+            let Some(after) = outcome(state, (from, to), over, price(problem, &[goes, back])) else {
+                continue;
+            };
             if best.is_some_and(|b| after >= b.after - SAME) || !state.may(back, from) {
                 continue;
             }

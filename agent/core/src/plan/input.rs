@@ -155,6 +155,9 @@ pub struct Policy {
     /// A move pays if what it takes off the higher of its two nodes, for this long, is more than what its clients
     /// miss while it moves ([`Server::load`] for [`Server::move_cost`]).
     pub horizon: Duration,
+    /// And it must take at least this share of the load that moves off the higher of its two nodes, 0 to 1: two that change places and
+    /// leave things nearly as they were don't.
+    pub least_gain: f64,
     /// How many successors each virtual server has, where there are so many nodes.
     pub successors: usize,
 }
@@ -181,6 +184,7 @@ impl Default for Policy {
             server_cooldown: Duration::from_secs(600),
             cluster_cooldown: Duration::from_secs(60),
             horizon: Duration::from_secs(600),
+            least_gain: 0.1,
             successors: 3,
         }
     }

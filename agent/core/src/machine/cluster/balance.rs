@@ -4,7 +4,7 @@
 //! core, for that takes a while. What the plan moves for balance is advice; or, where the policy is `on`, the master writes
 //! it as wishes, one after the other, fenced by its own record. The owner carries a wish out like an administrator's, while the
 //! master that made it is still the master. A virtual server that goes back to preferred nodes by itself is not moved away
-//! from them.
+//! from them, and one that costs next to nothing is not moved.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -27,6 +27,8 @@ const MOVED_WITHIN: Duration = Duration::from_secs(30);
 /// What an idle virtual server counts, in millionths of a node: idle ones are spread by their number.
 const IDLE: f64 = 1000.0;
 const MILLION: f64 = 1e6;
+/// What is lighter, in millionths of a node, is not worth moving for balance.
+const LIGHT: u32 = 500;
 
 /// What the master keeps of it; and every node, for it may become master.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -325,6 +327,9 @@ impl Machine {
             let at_home = server.owner.as_ref().is_some_and(|o| definition.preferred_nodes.contains(o));
             server.rested = match definition.failback {
                 Failback::Immediate | Failback::Window(..) if at_home => Some(Duration::ZERO),
+                _ if cluster.balancing.known.get(&definition.name).is_none_or(|l| *l < LIGHT) => {
+                    Some(Duration::ZERO)
+                }
                 _ => since(cluster.balancing.moved.get(&definition.name)),
             };
             server.preferred_nodes.retain(known);
