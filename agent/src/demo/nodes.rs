@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use baton_core::EventKind;
 use baton_lab::cluster::{Cluster, ClusterSpec};
+use baton_lab::host::wait_until;
 use baton_lab::{Echo, Probe, clock};
 
 use super::{millis, say};
@@ -14,6 +15,8 @@ use crate::journal::Record;
 
 /// The address that the client uses.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 10));
+/// The address of the other virtual server.
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 20));
 const PORT: u16 = 7;
 const PROBE_EVERY: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,13 +31,18 @@ pub(super) fn run() -> Result<()> {
     say(
         "three file servers with two ports for clients and one for the interconnect each, and etcd on all three",
     )?;
-    let spec = ClusterSpec::new()
+    let mut spec = ClusterSpec::new()
         .server(
             "projects",
             &["10.0.0.10/24", "fd00:10::10/64"],
             "priority = 200\npreferred_nodes = [\"n1\", \"n2\"]",
         )
         .server("home", &["10.0.0.20/24"], "preferred_nodes = [\"n1\", \"n3\"]");
+    // All nodes share the processors and the memory of this machine: those say nothing of one of them.
+    spec.balance = "mode = \"on\"\nhalf_life = \"2s\"\nserver_cooldown = \"5s\"\ncluster_cooldown = \"5s\"\n\
+                    cpu_percent = 0\nmemory_percent = 0\n"
+        .to_owned();
+    spec.speed_mbits = Some(100);
     let mut demo = Demo::start(spec)?;
     for server in ["projects", "home"] {
         demo.cluster.done("n1", &["move", server, "--to", "n1"])?;
@@ -80,6 +88,7 @@ pub(super) fn run() -> Result<()> {
     })?;
     demo.cluster.done(&holder, &["resume", &holder])?;
     demo.settle()?;
+    demo.balance()?;
     demo.show_status("n2")?;
     say("done; namespaces, agents, etcd and addresses are gone")
 }
@@ -119,6 +128,35 @@ impl Demo {
         self.settle()
     }
 
+    /// Nothing fails, but one client makes much more work than all others.
+    fn balance(&self) -> Result<()> {
+        self.move_to("n1")?;
+        say(
+            "a client writes 4 MB a second to home; ports are said to carry 12.5 (n1 holds home and projects)",
+        )?;
+        let client = self.cluster.lab.host("client")?;
+        let heavy = SocketAddr::new(HOME, PORT + 1);
+        let _stream = client.stream(heavy, 1000, 4, Duration::from_millis(1))?;
+        let at = clock::now();
+        let mut plan = String::new();
+        wait_until("a plan", PATIENCE, || {
+            plan = self.cluster.done("n2", &["plan"]).unwrap_or_default();
+            plan.contains("move")
+        })?;
+        self.show("n2", "plan", &plan)?;
+        let node = self.cluster.wait_held(HOME, |node| node != "n1")?;
+        say(&format!("  {node} serves home now, by itself; the other client saw nothing of it:"))?;
+        let gap = self.probe.result().longest_gap(at, clock::now()).map_or(Duration::ZERO, |g| g.length());
+        say(&format!("  client of projects: {:.1} ms without a reply at most", millis(gap)))
+    }
+
+    fn show(&self, node: &str, command: &str, text: &str) -> Result<()> {
+        say(&format!("{node} $ baton {command}"))?;
+        let mut out = io::stdout().lock();
+        text.lines().try_for_each(|line| writeln!(out, "             {line}"))?;
+        Ok(())
+    }
+
     /// Until what was broken is whole again, and has been for a moment.
     fn settle(&self) -> Result<()> {
         std::thread::sleep(Duration::from_millis(700));
@@ -127,11 +165,7 @@ impl Demo {
     }
 
     fn show_status(&self, node: &str) -> Result<()> {
-        say(&format!("{node} $ baton status"))?;
-        let mut out = io::stdout().lock();
-        let text = self.cluster.done(node, &["status"])?;
-        text.lines().try_for_each(|line| writeln!(out, "             {line}"))?;
-        Ok(())
+        self.show(node, "status", &self.cluster.done(node, &["status"])?)
     }
 
     /// Breaks something, waits until the client is served again, and tells what it saw.
