@@ -2,7 +2,8 @@
 //!
 //! A request is one JSON line, an answer one or more; a connection carries one request. `{"status":{}}` gives one
 //! line, `{"status":{"watch":true}}` one per change (at most ten a second, at least one a second),
-//! `{"events":{"since":…,"follow":…,"server":…,"limit":…}}` one per event, `{"counters":{}}` one per virtual IP.
+//! `{"events":{"since":…,"follow":…,"server":…,"limit":…}}` one per event, `{"counters":{}}` one per virtual IP,
+//! `{"plan":{}}` what could be planned now.
 //! What can't be answered gives `{"error":"…"}`. Every request only reads.
 
 mod client;
@@ -29,6 +30,8 @@ pub enum Request {
     Events(EventsRequest),
     /// [`CountersLine`]s, by address.
     Counters(CountersRequest),
+    /// [`baton_core::plan::Planning`].
+    Plan(PlanRequest),
 }
 
 /// Fields of [`Request::Status`].
@@ -57,6 +60,11 @@ pub struct EventsRequest {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CountersRequest {}
+
+/// Fields of [`Request::Plan`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlanRequest {}
 
 /// One answer to [`Request::Counters`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

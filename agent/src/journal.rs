@@ -204,6 +204,7 @@ impl Filter {
             EventKind::Serving { server, .. }
             | EventKind::Taken { server, .. }
             | EventKind::Leaving { server, .. }
+            | EventKind::Balance { server, .. }
             | EventKind::Rerouting { server, .. }
             | EventKind::RerouteOver { server, .. }
             | EventKind::Routing { server, .. }

@@ -45,6 +45,10 @@ pub struct ClusterSpec {
     pub witnesses: Vec<String>,
     /// `[timing]`, as it stands in the file.
     pub timing: String,
+    /// `[balance]`, as it stands in the file.
+    pub balance: String,
+    /// Speed of every port in Mbit/s, instead of what the interface says.
+    pub speed_mbits: Option<u32>,
     /// Lines of each `[[virtual_server]]`: name and what follows.
     pub servers: Vec<(String, String)>,
     /// `agent_grace`.
@@ -65,6 +69,8 @@ impl ClusterSpec {
             client_base: 100,
             witnesses: Vec::new(),
             timing: "probe_interval = \"10ms\"\nlease = \"50ms\"\nhold_down = \"100ms\"\n".to_owned(),
+            balance: String::new(),
+            speed_mbits: None,
             servers: Vec::new(),
             grace: Duration::from_secs(2),
             timers: Timers::default(),
@@ -103,6 +109,7 @@ impl ClusterSpec {
             text.push_str("two_nodes_never_take_over = true\n");
         }
         text.push_str(&format!("\n[timing]\n{}\n", self.timing));
+        text.push_str(&format!("\n[balance]\n{}\n", self.balance));
         text.push_str("\n[[segment]]\nname = \"office\"\nsubnets = [\"10.0.0.0/24\", \"fd00:10::/64\"]\n");
         text.push_str("\n[[segment]]\nname = \"back\"\nsubnets = [\"10.99.0.0/24\"]\n");
         for (name, lines) in &self.servers {
@@ -115,6 +122,7 @@ impl ClusterSpec {
         let mut text = format!("[node]\nname = {node:?}\nagent_grace = \"{}ms\"\n", self.grace.as_millis());
         for (port, segment) in ports {
             text.push_str(&format!("\n[[port]]\ninterface = {port:?}\nsegment = {segment:?}\n"));
+            text.extend(self.speed_mbits.map(|speed| format!("speed_mbits = {speed}\n")));
         }
         let witness = self.witnesses.iter().any(|w| w == node);
         text.push_str(&format!("\n[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}\n"));

@@ -2,7 +2,7 @@
 //! interface counts as receive errors.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use crate::capture::PROBE_ETHERTYPE;
 use crate::clock;
 use crate::device::{self, VXLAN_PORT};
 use crate::error::LabError;
+use crate::host::Host;
 use crate::packet::PacketSocket;
 use crate::port::Port;
 use crate::probe::spawn;
@@ -84,6 +85,26 @@ impl Port {
         let to = SocketAddr::new(IpAddr::V4(host.addr()), VXLAN_PORT);
         let packet = spoiled(self.index(), self.mac());
         Storm::start(burst, interval, move || socket.send_to(&packet, to).map(drop))
+    }
+}
+
+impl Host {
+    /// Sends `burst` datagrams of `length` bytes to `target` every `interval`, as a client does whom nobody answers.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn stream(
+        &self,
+        target: SocketAddr,
+        length: usize,
+        burst: usize,
+        interval: Duration,
+    ) -> Result<Storm, LabError> {
+        let any: IpAddr =
+            if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = self.open("open the stream's socket", || UdpSocket::bind((any, 0)))?;
+        let payload = vec![0; length];
+        Storm::start(burst, interval, move || socket.send_to(&payload, target).map(drop))
     }
 }
 

@@ -99,7 +99,7 @@ pub struct Balance {
     pub mode: BalanceMode,
     /// Half-life of measured loads; 1 s to 1 h. Bursts that are shorter move nothing.
     pub half_life: Duration,
-    /// A node is relieved when its load is above so many percent of its fair share; above `stop_percent`. Half as much again is
+    /// A node is relieved when its load is above so many percent of its fair share; at least `stop_percent`. Half as much again is
     /// felt by clients, a tenth is not.
     pub start_percent: u32,
     /// And then until all are below so many percent of theirs; above 100.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use baton_core::Config;
 use baton_core::cluster::{Entry, Record};
 
 use super::CliError;
@@ -199,6 +200,31 @@ fn known<'a>(what: &str, name: &str, mut names: impl Iterator<Item = &'a str>) -
     Err(CliError::Other(format!("there is no {what} \"{name}\"; `baton status` shows them")))
 }
 
+/// Do the definitions permit it there?
+fn may_be(
+    definitions: &Definitions,
+    records: &BTreeMap<String, Record>,
+    server: &str,
+    node: &str,
+) -> Result<(), CliError> {
+    let Some(definition) = definitions.servers.iter().find(|s| s.name == server) else { return Ok(()) };
+    if !definition.only_on.is_empty() && !definition.only_on.iter().any(|n| n == node) {
+        return Err(CliError::Other(format!(
+            "{server} may not be on {node}: only_on names {}; name one of those, or change the definitions",
+            definition.only_on.join(", ")
+        )));
+    }
+    let here = |name: &str| records.get(name).is_some_and(|r| r.node == node && r.released.is_none());
+    let others = definitions.servers.iter().filter(|o| o.name != server && here(&o.name));
+    match others.into_iter().find(|other| Config::are_apart(definition, other)) {
+        None => Ok(()),
+        Some(other) => Err(CliError::Other(format!(
+            "{server} may not be with {}, which is on {node} (never_with); move that first",
+            other.name
+        ))),
+    }
+}
+
 /// Asks the owner to give the virtual server to that node, and waits until it has it.
 pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<(), CliError> {
     let etcd = etcd(loaded)?;
@@ -206,6 +232,7 @@ pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<()
         let definitions = definitions(&etcd).await?;
         known("virtual server", server, definitions.servers.iter().map(|s| s.name.as_str()))?;
         known("node", to, definitions.members.iter().map(String::as_str))?;
+        may_be(&definitions, &records(&etcd).await.map_err(other)?, server, to)?;
         etcd.ask_move(server, Some(to)).await.map_err(other)?;
         let is_there = |r: &Record| r.node == to && r.released.is_none();
         if wait_until(&etcd, |all| all.get(server).is_some_and(is_there)).await? {

@@ -181,6 +181,15 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::Leaving { server, to, reason } => {
             format!("giving {server} up for {to}, {}", plain(*reason))
         }
+        EventKind::Balance { server, from, to, why, highest, highest_after, moves } => {
+            let load = |load: f64| format!("{:.1} %", load * 100.0);
+            let what = if *moves { "moving" } else { "advice: move" };
+            format!(
+                "balance: {what} {server} from {from} to {to} ({why}): highest load {} > {}",
+                load(*highest),
+                load(*highest_after)
+            )
+        }
         EventKind::Deposed { server } => format!("{server} was taken by another node; no longer served here"),
         EventKind::Rerouting { server, segment, via, over } => {
             format!(
@@ -249,6 +258,8 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::Drain
         | Reason::Administrator
         | Reason::Failback
+        | Reason::Balance
+        | Reason::Constraint
         | Reason::First => plain(reason),
     }
 }

@@ -171,7 +171,7 @@ impl Cli {
             Command::Move { server, to } => cluster::change_owner(&load(file)?, &server, &to),
             Command::Drain { node } => cluster::drain(&load(file)?, &node),
             Command::Resume { node } => cluster::resume(&load(file)?, &node),
-            Command::Plan(ref options) => plan::command(options),
+            Command::Plan(ref options) => plan::command(options, || Ok(self.places()?.socket)),
             Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),

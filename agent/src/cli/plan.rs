@@ -4,11 +4,14 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _, stdout};
 use std::path::{Path, PathBuf};
 
-use baton_core::plan::{self, Kind, Node, NodeState, Plan, Policy, Server, Situation, Step};
+use baton_core::config::BalanceMode;
+use baton_core::plan::{self, Cause, Kind, Node, NodeState, Plan, Planning, Server, Situation, Step};
 use serde::{Deserialize, Serialize};
 
 use super::CliError;
+use super::status::PATIENCE;
 use super::text::{Table, Tint, count, one_line, tinted};
+use crate::control::{PlanRequest, Request, ask};
 
 /// The description of a cluster that --trace reads, in JSON. Unknown keys are errors.
 const FILE_HELP: &str = r#"The file of --trace is JSON; unknown keys are errors:
@@ -39,9 +42,15 @@ pub(super) struct Options {
     trace: Option<PathBuf>,
 }
 
-pub(super) fn command(options: &Options) -> Result<(), CliError> {
-    let mut situation = situation(options.trace.as_deref())?;
-    let mut policy = Policy::default();
+pub(super) fn command(
+    options: &Options,
+    socket: impl FnOnce() -> Result<PathBuf, CliError>,
+) -> Result<(), CliError> {
+    let (mut planning, live) = match &options.trace {
+        Some(file) => (Planning { situation: read(file)?, ..Planning::default() }, false),
+        None => (ask_agent(&socket()?)?, true),
+    };
+    let Planning { situation, policy, mode } = &mut planning;
     if let Some(name) = &options.without {
         let Some(node) = situation.nodes.iter_mut().find(|n| n.name == *name) else {
             let names: Vec<&str> = situation.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -54,11 +63,15 @@ pub(super) fn command(options: &Options) -> Result<(), CliError> {
         // What is taken over is taken at once; balance comes later, if at all.
         policy.balance = false;
     }
-    let plan = plan::plan(&situation, &policy).map_err(|e| CliError::Other(e.to_string()))?;
+    let plan = plan::plan(situation, policy).map_err(|e| CliError::Other(e.to_string()))?;
     if options.json {
         writeln!(stdout(), "{}", serde_json::to_string(&Answer::of(&plan))?)?;
     } else {
-        write!(stdout(), "{}", render(&situation, &plan, stdout().is_terminal()))?;
+        let notes = if live { notes(*mode, &plan, options.without.is_some()) } else { Vec::new() };
+        write!(stdout(), "{}", render(situation, &plan, stdout().is_terminal()))?;
+        for note in notes {
+            writeln!(stdout(), "{note}")?;
+        }
     }
     if plan.unplaced.is_empty() {
         return Ok(());
@@ -71,15 +84,46 @@ pub(super) fn command(options: &Options) -> Result<(), CliError> {
     )))
 }
 
-/// What there is to plan.
-fn situation(trace: Option<&Path>) -> Result<Situation, CliError> {
-    match trace {
-        Some(file) => read(file),
-        None => Err(CliError::Other(
-            "`plan` needs --trace FILE in this version: describe the cluster in a file, as `baton plan --help` shows"
-                .to_owned(),
-        )),
+/// What the agent knows of the cluster. Whether balance is on, and whether the cluster rests after a move, doesn't
+/// matter here: the plan shows what would even loads out.
+fn ask_agent(socket: &Path) -> Result<Planning, CliError> {
+    let mut answers = ask(socket, &Request::Plan(PlanRequest {}))?;
+    answers.limit(Some(PATIENCE))?;
+    let line = answers.next().ok_or_else(|| {
+        CliError::Other("the agent has gone without an answer; see `journalctl -u baton`".to_owned())
+    })??;
+    let mut planning: Planning = serde_json::from_str(&line)?;
+    if planning.situation.nodes.is_empty() {
+        return Err(CliError::Other(
+            "the agent has not measured anything yet; ask again in a few seconds".to_owned(),
+        ));
     }
+    planning.situation.rested = None;
+    planning.policy.balance = true;
+    Ok(planning)
+}
+
+/// What becomes of a plan for a living cluster.
+fn notes(mode: BalanceMode, plan: &Plan, without: bool) -> Vec<&'static str> {
+    let mut notes = Vec::new();
+    if plan.steps.iter().any(|s| s.why.cause == Cause::Balance) {
+        notes.push(match mode {
+            BalanceMode::Off => {
+                "Balance is off: make these moves with `baton move`, or set mode in [balance] with `baton apply`."
+            }
+            BalanceMode::Advise => {
+                "Balance only advises: make these moves with `baton move`, or set mode = \"on\" in [balance]."
+            }
+            BalanceMode::On => "Balance is on: the master makes these moves when the cluster has rested.",
+        });
+    }
+    if without {
+        notes.push("This is what would be taken over if that node died now. Nothing has been done.");
+    }
+    if !notes.is_empty() {
+        notes.insert(0, "");
+    }
+    notes
 }
 
 /// A whole file.

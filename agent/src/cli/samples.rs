@@ -96,6 +96,7 @@ pub(super) fn status() -> Status {
             mac: Some("02:00:00:00:00:01".into()),
         }],
         failovers: 4,
+        advice: Vec::new(),
     };
     Status { version: "0.1.0".into(), age_ms: 20, snapshot }
 }

@@ -10,7 +10,7 @@ use baton_core::{Attachment, PortView};
 use super::CliError;
 use super::events::verdict;
 use super::paths;
-use super::text::{Table, Tint, one_line, percent, rate, span, tinted};
+use super::text::{Table, Tint, count, one_line, percent, rate, span, tinted};
 use crate::control::{Request, StatusRequest, ask};
 use crate::telemetry::Status;
 
@@ -73,6 +73,11 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     }
     if !view.store {
         let _ = write!(out, "  {}", tinted("STORE LOST: nothing new is taken", Tint::Bad, colour));
+    }
+    if !view.advice.is_empty() {
+        let moves = count(view.advice.len(), "move");
+        let text = format!("{moves} would even loads out: see `baton plan`");
+        let _ = write!(out, "\n{}", tinted(&text, Tint::Warning, colour));
     }
     out.push_str("\n\n");
     nodes(status, colour, &mut out);

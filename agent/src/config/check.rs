@@ -1,4 +1,4 @@
-//! What spans sections: names that must be known or unique, addresses against subnets, totals.
+//! What spans sections: what must be there, names that must be known, totals; and what comes of it all.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use baton_core::Config;
 use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
-use ipnet::IpNet;
 
+use super::addresses::{check_address, check_hosts, check_subnets, warn_unreachable};
+use super::etcd::check_store;
+use super::names::{check_interface, check_name, check_names, meant, name_is_good, unique};
 use super::problem::Findings;
-use super::reader::{At, nearest};
+use super::reader::{At, values};
 use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
     AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig,
-    EtcdCredentials, EtcdTls, PathsConfig, StoreConfig, StoreKind, TelemetryConfig,
+    PathsConfig, StoreConfig, StoreKind, TelemetryConfig,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
@@ -37,17 +39,24 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         check_definitions(&raw, f);
         check_segments_known(&raw, f);
         raw.segments.iter().for_each(|s| warn_blind(s, &raw, f));
+        raw.servers.iter().for_each(|s| warn_alone(s, f));
     }
     let (timing, lease, _) = timing(&raw.timing, f);
     let agent = agent_config(&raw, lease, etcd, f);
-    Some((
-        Config { node: node?, ports: ports(&raw), timing, segments: segments(&raw), servers: servers(&raw) },
-        agent,
-    ))
+    let core = Config {
+        node: node?,
+        ports: ports(&raw),
+        timing,
+        segments: segments(&raw),
+        servers: servers(&raw),
+        capacity_percent: raw.capacity_percent.unwrap_or(100),
+        balance: raw.balance,
+    };
+    Some((core, agent))
 }
 
 /// Sections that no node may have for itself where there is a cluster.
-const CLUSTER_WIDE: [&str; 3] = ["timing", "segment", "virtual_server"];
+const CLUSTER_WIDE: [&str; 4] = ["timing", "balance", "segment", "virtual_server"];
 
 /// Checks the file for `baton apply` and builds the result.
 pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> {
@@ -94,14 +103,13 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         );
     }
     let known: Vec<&str> = members.value.iter().map(|m| m.value.as_str()).collect();
-    for node in
-        raw.servers.iter().flat_map(|s| &s.preferred_nodes).filter(|n| !known.contains(&n.value.as_str()))
-    {
-        let fix = match nearest(&node.value, &known) {
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => "add it to `members`, or remove it here".to_owned(),
-        };
-        f.error(node.at, format!("preferred node \"{}\" is no member", node.value), fix);
+    for server in &raw.servers {
+        for (what, nodes) in [("preferred node", &server.preferred_nodes), ("node", &server.only_on)] {
+            for node in nodes.iter().filter(|n| !known.contains(&n.value.as_str())) {
+                let fix = meant(&node.value, &known, "add it to `members`, or remove it here");
+                f.error(node.at, format!("{what} \"{}\" is no member", node.value), fix);
+            }
+        }
     }
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {
@@ -117,6 +125,7 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         timing,
         lease,
         slack,
+        balance: raw.balance.clone(),
         segments: segments(raw),
         servers: servers(raw),
     })
@@ -132,114 +141,7 @@ fn check_definitions(raw: &Raw, f: &mut Findings) {
     check_subnets(&raw.segments, f);
     raw.segments.iter().for_each(|s| check_hosts(s, f));
     check_servers(raw, f);
-}
-
-/// What the configuration says of etcd, if that is the store.
-fn check_store(raw: &Raw, f: &mut Findings) -> Option<(EtcdConfig, ClusterConfig)> {
-    let Some(kind) = raw.store.kind.as_ref().filter(|k| k.value == "etcd") else {
-        for key in &raw.store.etcd_keys {
-            f.error(
-                key.at,
-                format!("`{}` in [store] belongs to the store \"etcd\"", key.value),
-                "remove it: the store \"file\" has only `path`",
-            );
-        }
-        if let Some(cluster) = &raw.cluster {
-            f.error(
-                cluster.at,
-                "[cluster] needs the store \"etcd\"",
-                "add kind = \"etcd\" and `endpoints` to [store], or remove [cluster]: this node then serves alone",
-            );
-        }
-        return None;
-    };
-    let endpoints = &raw.store.endpoints;
-    if endpoints.is_empty() {
-        f.error(
-            kind.at,
-            "no `endpoints` in [store]",
-            "name etcd's client URLs, the local member first: endpoints = [\"http://127.0.0.1:2379\"]",
-        );
-    }
-    let mut seen = HashMap::new();
-    for endpoint in endpoints {
-        check_endpoint(endpoint, raw.store.tls.is_some(), f);
-        unique(&mut seen, &endpoint.value, endpoint.at, f, || {
-            (format!("{} is there twice", endpoint.value), "remove one of the two".to_owned())
-        });
-    }
-    let tls = raw.store.tls.as_ref().map(|tls| {
-        let identity = tls.certificate.clone().zip(tls.key.clone());
-        if tls.ca.is_none() {
-            f.error(
-                tls.at,
-                "no `ca` in tls",
-                "name the certificate of the authority that signed etcd's: ca = \"/etc/baton/ca.pem\"",
-            );
-        }
-        if identity.is_none() && (tls.certificate.is_some() || tls.key.is_some()) {
-            f.error(tls.at, "`certificate` and `key` in tls belong together", "name both files, or neither");
-        }
-        EtcdTls { ca: tls.ca.clone().unwrap_or_default(), identity }
-    });
-    let credentials = raw.store.credentials.as_ref().and_then(|c| {
-        Some(EtcdCredentials { user: c.user.clone()?, password_file: c.password_file.clone()? })
-    });
-    if raw.store.credentials.is_some() && credentials.is_none() {
-        f.error(
-            kind.at,
-            "`credentials` in [store] lacks the user or the password",
-            "name `user` and `password_file`",
-        );
-    }
-    let cluster = raw.cluster.as_ref();
-    if let Some(name) = cluster.and_then(|c| c.name.as_ref()) {
-        check_name("cluster", name, f);
-    }
-    for key in cluster.map_or(&[][..], |c| &c.keys) {
-        if matches!(key.value, "members" | "two_nodes_never_take_over") {
-            f.error(
-                key.at,
-                format!("`{}` in [cluster] is cluster-wide", key.value),
-                "put it into the file for `baton apply`, and remove it here",
-            );
-        }
-    }
-    let Some(key_file) = cluster.and_then(|c| c.key_file.as_ref()) else {
-        f.error(
-            cluster.map_or(0, |c| c.at),
-            "no `key_file` in [cluster]",
-            "name a file with 32 hexadecimal digits, the same on all nodes: key_file = \"/etc/baton/probe.key\"",
-        );
-        return None;
-    };
-    let name = cluster.and_then(|c| c.name.as_ref()).map_or("baton", |n| n.value.as_str()).to_owned();
-    let endpoints = values(endpoints);
-    let witness = cluster.and_then(|c| c.witness).unwrap_or(false);
-    let key_file = key_file.value.clone();
-    Some((EtcdConfig { cluster: name, endpoints, tls, credentials }, ClusterConfig { key_file, witness }))
-}
-
-fn check_endpoint(endpoint: &At<String>, tls: bool, f: &mut Findings) {
-    let url = endpoint.value.as_str();
-    let (secure, host) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
-        (Some(host), _) => (true, host),
-        (_, Some(host)) => (false, host),
-        (None, None) => (false, ""),
-    };
-    let host = host.trim_end_matches('/');
-    let port = host
-        .rsplit_once(':')
-        .and_then(|(name, port)| (!name.is_empty()).then_some(port)?.parse::<u16>().ok());
-    if port.is_none_or(|p| p == 0) {
-        f.error(endpoint.at, format!("\"{url}\" is no client URL"), "write it as \"http://127.0.0.1:2379\"");
-    } else if secure != tls {
-        let (what, fix) = match secure {
-            true => ("needs `tls`", "add tls = { ca = \"/etc/baton/ca.pem\" } to [store]"),
-            false => ("is not encrypted, but there is `tls`", "write https://, or remove `tls`"),
-        };
-        f.error(endpoint.at, format!("{url} {what}"), fix);
-    }
+    check_places(&raw.servers, f);
 }
 
 fn node_name(name: Option<&At<String>>, f: &mut Findings) -> Option<String> {
@@ -258,48 +160,6 @@ fn node_name(name: Option<&At<String>>, f: &mut Findings) -> Option<String> {
         "add name = \"fs1\" to [node]",
     );
     None
-}
-
-fn name_is_good(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
-fn check_name(what: &str, name: &At<String>, f: &mut Findings) {
-    if !name_is_good(&name.value) {
-        f.error(
-            name.at,
-            format!("the name of a {what} can't be \"{}\"", name.value.escape_debug()),
-            "use 1 to 63 letters, digits, dots, underscores and hyphens",
-        );
-    }
-}
-
-fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a At<String>>, f: &mut Findings) {
-    let mut seen = HashMap::new();
-    for name in names {
-        check_name(what, name, f);
-        unique(&mut seen, &name.value, name.at, f, || {
-            (format!("there are two {what}s \"{}\"", name.value), "rename or remove one of them".to_owned())
-        });
-    }
-}
-
-/// Reports `key` at its second place; its first is named by line.
-fn unique<K: std::hash::Hash + Eq + Clone>(
-    seen: &mut HashMap<K, usize>,
-    key: &K,
-    at: usize,
-    f: &mut Findings,
-    say: impl FnOnce() -> (String, String),
-) -> bool {
-    if let Some(first) = seen.get(key) {
-        let (what, fix) = say();
-        f.error_after(at, *first, what, fix);
-        return false;
-    }
-    seen.insert(key.clone(), at);
-    true
 }
 
 fn check_ports(raw: &Raw, f: &mut Findings) {
@@ -333,98 +193,9 @@ fn check_segments_known(raw: &Raw, f: &mut Findings) {
         raw.segments.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
     for port in &raw.ports {
         if let Some(segment) = port.segment.as_ref().filter(|s| !known.contains(&s.value.as_str())) {
-            let fix = match nearest(&segment.value, &known) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("add a [[segment]] with name = \"{}\"", segment.value),
-            };
+            let add = format!("add a [[segment]] with name = \"{}\"", segment.value);
+            let fix = meant(&segment.value, &known, add);
             f.error(segment.at, format!("there is no segment \"{}\"", segment.value), fix);
-        }
-    }
-}
-
-/// What the kernel takes as a name (net/core/dev.c, dev_valid_name), without the loopback interface.
-fn check_interface(name: &At<String>, f: &mut Findings) {
-    let n = &name.value;
-    if n == "lo" {
-        f.error(name.at, "\"lo\" can't be a port", "name an interface that clients use");
-    } else if n.len() > 15 {
-        f.error(name.at, format!("interface name \"{n}\" is too long"), "Linux allows 15 characters");
-    } else if matches!(n.as_str(), "" | "." | "..")
-        || n.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
-    {
-        f.error(
-            name.at,
-            format!("\"{}\" is no interface name", n.escape_debug()),
-            "write it as `ip link` shows it, without @ and what follows",
-        );
-    }
-}
-
-fn check_subnets(segments: &[RawSegment], f: &mut Findings) {
-    let mut seen: Vec<(&At<IpNet>, &str)> = Vec::new();
-    for segment in segments {
-        let name = segment.name.as_ref().map_or("?", |n| n.value.as_str());
-        for net in &segment.subnets {
-            let n = net.value;
-            if n.addr() != n.network() {
-                f.error(
-                    net.at,
-                    format!("{n} is an address in a subnet, not a subnet"),
-                    format!("write {}", n.trunc()),
-                );
-            } else if let Some(why) = unusable(n.addr()) {
-                f.error(net.at, format!("{n} {why}"), "write the subnet that clients are in");
-            } else if is_link_local6(n.addr()) {
-                f.error(
-                    net.at,
-                    format!("{n} is link-local, the same on every segment"),
-                    "write a routed subnet",
-                );
-            }
-            let n = n.trunc();
-            if let Some((first, other)) =
-                seen.iter().find(|(s, _)| s.value.trunc().contains(&n) || n.contains(&s.value.trunc()))
-            {
-                let whose =
-                    if *other == name { "this segment".to_owned() } else { format!("segment \"{other}\"") };
-                f.error_after(
-                    net.at,
-                    first.at,
-                    format!("{n} overlaps with {} of {whose}", first.value),
-                    "let every client address lie in one subnet only".to_owned(),
-                );
-            }
-            seen.push((net, name));
-        }
-    }
-}
-
-/// Gateways and probe targets.
-fn check_hosts(segment: &RawSegment, f: &mut Findings) {
-    let name = segment.name.as_ref().map_or("?", |n| n.value.as_str());
-    let mut families = HashMap::new();
-    let (gateways, targets) = (segment.gateway.iter(), segment.probe_targets.iter());
-    for (host, what) in gateways.map(|h| (h, "gateway")).chain(targets.map(|h| (h, "probe target"))) {
-        let ip = host.value;
-        if let Some(why) = unusable(ip) {
-            f.error(host.at, format!("{what} {ip} {why}"), "write the address of a host in the segment");
-        } else if is_link_local6(ip) {
-            // Routers are often known by their link-local address (RFC 4861, 4.2).
-        } else if !segment.subnets.iter().any(|n| n.value.trunc().contains(&ip)) {
-            f.error(
-                host.at,
-                format!("{what} {ip} is in no subnet of segment \"{name}\""),
-                "correct it, or add its subnet to `subnets`",
-            );
-        }
-        if what == "gateway" {
-            unique(&mut families, &ip.is_ipv4(), host.at, f, || {
-                let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-                (
-                    format!("segment \"{name}\" has two {family} gateways"),
-                    "leave one of each family".to_owned(),
-                )
-            });
         }
     }
 }
@@ -505,7 +276,7 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
                 (what, "a device belongs to one file system of one virtual server".to_owned())
             });
         }
-        for node in &server.preferred_nodes {
+        for node in server.preferred_nodes.iter().chain(&server.only_on) {
             check_name("node", node, f);
         }
         for unit in &server.storage_units {
@@ -531,88 +302,48 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
     }
 }
 
-fn check_address(address: &At<IpNet>, raw: &Raw, hosts: &HashMap<IpAddr, &str>, f: &mut Findings) {
-    let (net, ip) = (address.value, address.value.addr());
-    if let Some(why) = unusable(ip) {
-        f.error(address.at, format!("address {ip} {why}"), "write an address of a client subnet");
-        return;
-    }
-    if is_link_local6(ip) {
-        f.error(address.at, format!("address {ip} is link-local"), "write an address of a client subnet");
-        return;
-    }
-    let subnet =
-        raw.segments.iter().flat_map(|s| &s.subnets).map(|n| n.value.trunc()).find(|n| n.contains(&ip));
-    let Some(subnet) = subnet else {
-        f.error(
-            address.at,
-            format!("address {ip} is in no segment's subnets"),
-            "correct it, or add its subnet to a [[segment]]",
-        );
-        return;
-    };
-    if net.prefix_len() != subnet.prefix_len() {
-        f.error(
-            address.at,
-            format!("the prefix length of {net} is not that of its subnet {subnet}"),
-            format!("write {ip}/{}", subnet.prefix_len()),
-        );
-    }
-    // RFC 3021 and RFC 6164: in a subnet of two addresses both are hosts.
-    if subnet.prefix_len() + 1 < subnet.max_prefix_len() {
-        let role = match subnet {
-            IpNet::V4(n) if n.network() == ip => Some("the network address"),
-            IpNet::V4(n) if n.broadcast() == ip => Some("the broadcast address"),
-            IpNet::V6(n) if n.network() == ip => Some("the subnet-router anycast address (RFC 4291, 2.6.1)"),
-            _ => None,
-        };
-        if let Some(role) = role {
-            f.error(
-                address.at,
-                format!("{ip} is {role} of {subnet}"),
-                "choose another address of the subnet",
-            );
+/// Where virtual servers may be together.
+fn check_places(servers: &[RawServer], f: &mut Findings) {
+    let mut known: Vec<&str> = servers.iter().filter_map(|s| Some(s.name.as_ref()?.value.as_str())).collect();
+    known.sort_unstable();
+    for server in servers {
+        for other in &server.never_with {
+            let name = other.value.as_str();
+            if server.name.as_ref().is_some_and(|n| n.value == name) {
+                f.error(
+                    other.at,
+                    format!("`never_with` of virtual server \"{name}\" names itself"),
+                    "remove the name",
+                );
+            } else if known.binary_search(&name).is_err() {
+                let fix = meant(name, &known, "add it, or remove it here");
+                f.error(other.at, format!("there is no virtual server \"{name}\""), fix);
+            }
         }
-    }
-    if let Some(role) = hosts.get(&ip) {
-        f.error(address.at, format!("{ip} is {role} as well"), "choose an address that no other host has");
+        let is_permitted = |node: &str| server.only_on.iter().any(|n| n.value == node);
+        for node in &server.preferred_nodes {
+            if !server.only_on.is_empty() && !is_permitted(&node.value) {
+                f.warn(
+                    node.at,
+                    format!("preferred node \"{}\" is not in `only_on`, so it is never used", node.value),
+                    "add it there, or remove it here",
+                );
+            }
+        }
     }
 }
 
-/// Addresses in a segment that no port of this node is in can't be served here.
-fn warn_unreachable(server: &RawServer, raw: &Raw, f: &mut Findings) {
-    let mut told = Vec::new();
-    for address in &server.addresses {
-        let ip = address.value.addr();
-        let segment = raw.segments.iter().find(|s| s.subnets.iter().any(|n| n.value.trunc().contains(&ip)));
-        let Some(name) = segment.and_then(|s| s.name.as_ref()).map(|n| n.value.as_str()) else { continue };
-        let served = raw.ports.iter().any(|p| p.segment.as_ref().is_some_and(|s| s.value == name));
-        if !served && !told.contains(&name) {
-            told.push(name);
+/// A node that is alone has every virtual server, whatever it is told of other nodes.
+fn warn_alone(server: &RawServer, f: &mut Findings) {
+    for (key, names) in [("never_with", &server.never_with), ("only_on", &server.only_on)] {
+        if let Some(first) = names.first() {
             f.warn(
-                address.at,
-                format!("this node has no port in segment \"{name}\", so {ip} can't be served here"),
-                format!("add a [[port]] with segment = \"{name}\""),
+                first.at,
+                format!("`{key}` does nothing with the store \"file\": this node has every virtual server"),
+                "remove it, or make this node a member of a cluster",
             );
         }
     }
-}
-
-/// Why nobody can be reached under this address; `None`: it is an ordinary one.
-fn unusable(ip: IpAddr) -> Option<&'static str> {
-    match ip {
-        _ if ip.is_multicast() => Some("is a multicast address"),
-        _ if ip.is_loopback() => Some("is a loopback address"),
-        _ if ip.is_unspecified() => Some("is the unspecified address"),
-        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address"),
-        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("is in 0.0.0.0/8, which no host may have"),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("is an IPv4 address in IPv6 notation"),
-        _ => None,
-    }
-}
-
-fn is_link_local6(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// The times, the lease and its slack.
@@ -716,15 +447,12 @@ fn agent_config(
     }
 }
 
-fn values<T: Clone>(list: &[At<T>]) -> Vec<T> {
-    list.iter().map(|v| v.value.clone()).collect()
-}
-
 fn ports(raw: &Raw) -> Vec<PortConfig> {
-    let port = |p: &super::sections::RawPort| {
+    let port = |p: &RawPort| {
         Some(PortConfig {
             interface: p.interface.as_ref()?.value.clone(),
             segment: p.segment.as_ref()?.value.clone(),
+            speed_mbits: p.speed_mbits,
         })
     };
     raw.ports.iter().filter_map(port).collect()
@@ -761,6 +489,9 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             preferred_nodes: values(&s.preferred_nodes),
             failback: s.failback.unwrap_or_default(),
             reroute: s.reroute.unwrap_or(false),
+            never_with: values(&s.never_with),
+            only_on: values(&s.only_on),
+            devices: values(&s.devices),
             addresses: values(&s.addresses),
         })
     };

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use baton_core::Config;
 use baton_core::cluster::{Member, Members};
-use baton_core::config::{Segment, Timing, VirtualServer};
+use baton_core::config::{Balance, Segment, Timing, VirtualServer};
 
 use super::problem::Findings;
-use super::{ConfigErrors, Problems, check, sections};
+use super::{ConfigErrors, Problems, balance, check, sections};
 
 /// By how many parts in a million two clocks' rates may differ: what NTP may slew two clocks apart.
 const CLOCK_ERROR_PPM: u32 = 1000;
@@ -24,6 +24,8 @@ pub struct Definitions {
     pub lease: Duration,
     /// What rounding and queueing may take.
     pub slack: Duration,
+    /// How load is measured and evened out.
+    pub balance: Balance,
     /// Client subnets.
     pub segments: Vec<Segment>,
     /// Virtual servers.
@@ -109,6 +111,8 @@ impl Definitions {
             timing: self.timing.clone(),
             segments: self.segments.clone(),
             servers: self.servers.clone(),
+            balance: self.balance.clone(),
+            capacity_percent: node.capacity_percent,
         })
     }
 
@@ -136,11 +140,8 @@ impl Definitions {
             ]
         };
         if let Some(old) = old {
-            for ((key, before), (_, after)) in times(old).into_iter().zip(times(self)) {
-                if before != after {
-                    lines.push(format!("timing: {key} {before} -> {after}"));
-                }
-            }
+            changed(&mut lines, "timing", times(old), times(self));
+            changed(&mut lines, "balance", balance::values(&old.balance), balance::values(&self.balance));
         }
         let segments = old.map_or(&[][..], |d| &d.segments);
         named(&mut lines, "segment", segments, &self.segments, |s| s.name.clone(), |s| format!("{s:?}"));
@@ -184,6 +185,20 @@ fn is_close(a: &Members, b: &Members) -> bool {
     let times = |m: &Members| (m.probe_interval, m.lease, m.slack, m.rho_ppm);
     let lacks = |a: &Members, b: &Members| a.nodes.iter().filter(|m| !b.nodes.contains(m)).count();
     times(a) == times(b) && lacks(a, b) + lacks(b, a) <= 1
+}
+
+/// What has another value than before in a section.
+fn changed(
+    lines: &mut Vec<String>,
+    section: &str,
+    old: Vec<(&'static str, String)>,
+    new: Vec<(&'static str, String)>,
+) {
+    for ((key, before), (_, after)) in old.into_iter().zip(new) {
+        if before != after {
+            lines.push(format!("{section}: {key} {before} -> {after}"));
+        }
+    }
 }
 
 /// What is new, gone or changed in a list of named things.

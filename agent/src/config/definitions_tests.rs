@@ -1,4 +1,4 @@
-use baton_core::config::Failback;
+use baton_core::config::{BalanceMode, Failback, PortConfig};
 
 use super::*;
 
@@ -121,15 +121,15 @@ fn members_keep_their_slots_and_a_new_list_is_a_new_version() {
 #[test]
 fn a_node_must_be_a_member_and_its_segments_known() {
     let node = |name: &str, segment: &str| Config {
-        node: name.into(),
-        ports: vec![baton_core::config::PortConfig { interface: "eth0".into(), segment: segment.into() }],
-        timing: Timing::default(),
-        segments: Vec::new(),
-        servers: Vec::new(),
+        ports: vec![PortConfig { speed_mbits: Some(2500), ..PortConfig::new("eth0", segment) }],
+        capacity_percent: 250,
+        ..Config::new(name)
     };
-    let d = good(GOOD);
+    let d = good(&(GOOD.to_owned() + "[balance]\nmode = \"on\"\n"));
     let config = d.node_config(&node("fs1", "office")).expect("fits");
-    assert_eq!((config.servers, config.segments), (d.servers.clone(), d.segments.clone()));
+    assert_eq!((&config.servers, &config.segments), (&d.servers, &d.segments));
+    assert_eq!((config.balance.mode, &config.balance), (BalanceMode::On, &d.balance));
+    assert_eq!((config.capacity_percent, config.ports[0].speed_mbits), (250, Some(2500)));
     assert!(d.node_config(&node("fs9", "office")).expect_err("no member").to_string().contains("no member"));
     let error = d.node_config(&node("fs1", "lab")).expect_err("no segment").to_string();
     assert!(error.contains("eth0") && error.contains("\"lab\" is not defined"), "{error}");

@@ -7,19 +7,26 @@
 //! | key | default |
 //! |---|---|
 //! | `node.name` | the host's name |
-//! | `node.agent_grace` | `"2s"` |
+//! | `node.agent_grace`, `capacity_percent` | `"2s"`, 100 |
+//! | `port.speed_mbits` | what the interface says |
 //! | `store.kind`, `store.path` | `"file"`, `baton.db` in `paths.state` |
 //! | `control.socket`, `control.group` | `/run/baton/baton.sock`, `"baton"` (root alone if there is no such group) |
 //! | `paths.state`, `paths.bpffs` | `/var/lib/baton`, `/sys/fs/bpf/baton` |
 //! | `telemetry.listen` | `127.0.0.1:9477`; `"off"`: no HTTP |
 //! | `timing.*` | probe_interval 10 ms, lease 50 ms, hold_down 1 s, hold_down_max 60 s, announce_repeat 10 ms, 100 ms, 1 s |
 //! | `segment.gateway`, `probe_targets`, `port_failback` | none, none, `"spread"` |
-//! | `virtual_server.priority`, `migrate`, `failback` | 100, true, `"manual"` |
+//! | `balance.*` | [`baton_core::config::Balance`] |
+//! | `virtual_server.priority`, `migrate`, `failback`, `reroute` | 100, true, `"manual"`, false |
+//! | `virtual_server.never_with`, `only_on` | none, all nodes |
 //!
 //! Ports and segments have no default: at least one of each must be there.
 
+mod addresses;
+mod balance;
 mod check;
 mod definitions;
+mod etcd;
+mod names;
 mod problem;
 mod reader;
 mod sections;

@@ -16,6 +16,11 @@ pub(super) struct At<T> {
     pub(super) at: usize,
 }
 
+/// The values without their places.
+pub(super) fn values<T: Clone>(list: &[At<T>]) -> Vec<T> {
+    list.iter().map(|v| v.value.clone()).collect()
+}
+
 /// A table with the keys it may have.
 pub(super) struct Section<'a, 'de> {
     table: &'a Table<'de>,
@@ -146,21 +151,31 @@ impl<'a, 'de> Section<'a, 'de> {
 
     /// A whole number from 0 to 2^32 - 1.
     pub(super) fn number(&self, key: &str, f: &mut Findings) -> Option<u32> {
+        self.number_within(key, (0, u32::MAX), f).map(|n| n.value)
+    }
+
+    /// A whole number within limits.
+    pub(super) fn number_within(
+        &self,
+        key: &str,
+        (least, most): (u32, u32),
+        f: &mut Findings,
+    ) -> Option<At<u32>> {
         let value = self.table.get(key)?;
-        match value.as_integer() {
-            Some(n) => u32::try_from(n).ok().or_else(|| {
-                f.error(
-                    value.span.start,
-                    format!("{} is {n}", self.called(key)),
-                    "write a number from 0 to 4294967295",
-                );
-                None
-            }),
-            None => {
-                wrong(value, &self.called(key), "a whole number, without quotes", f);
-                None
-            }
+        let at = value.span.start;
+        let Some(n) = value.as_integer() else {
+            wrong(value, &self.called(key), "a whole number, without quotes", f);
+            return None;
+        };
+        let number = u32::try_from(n).ok().filter(|n| (least..=most).contains(n));
+        if number.is_none() {
+            f.error(
+                at,
+                format!("{} is {n}", self.called(key)),
+                format!("write a number from {least} to {most}"),
+            );
         }
+        number.map(|value| At { value, at })
     }
 
     /// One of some words.

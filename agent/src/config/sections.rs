@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baton_core::config::Failback;
+use baton_core::config::{Balance, Failback};
 use ipnet::IpNet;
 use toml_span::value::Value;
 
+use super::balance;
 use super::problem::Findings;
 use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
 
@@ -16,6 +17,7 @@ use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
 pub(super) struct Raw {
     pub(super) node: Option<At<String>>,
     pub(super) agent_grace: Option<Duration>,
+    pub(super) capacity_percent: Option<u32>,
     pub(super) store: RawStore,
     pub(super) socket: Option<At<PathBuf>>,
     pub(super) group: Option<At<String>>,
@@ -23,6 +25,7 @@ pub(super) struct Raw {
     pub(super) bpffs: Option<PathBuf>,
     pub(super) listen: Option<Listen>,
     pub(super) timing: RawTiming,
+    pub(super) balance: Balance,
     pub(super) ports: Vec<RawPort>,
     pub(super) segments: Vec<RawSegment>,
     pub(super) servers: Vec<RawServer>,
@@ -87,6 +90,7 @@ pub(super) struct RawPort {
     pub(super) at: usize,
     pub(super) interface: Option<At<String>>,
     pub(super) segment: Option<At<String>>,
+    pub(super) speed_mbits: Option<u32>,
 }
 
 pub(super) struct RawSegment {
@@ -105,6 +109,8 @@ pub(super) struct RawServer {
     pub(super) failback: Option<Failback>,
     pub(super) reroute: Option<bool>,
     pub(super) preferred_nodes: Vec<At<String>>,
+    pub(super) never_with: Vec<At<String>>,
+    pub(super) only_on: Vec<At<String>>,
     pub(super) addresses: Vec<At<IpNet>>,
     pub(super) devices: Vec<At<String>>,
     pub(super) mounts: Vec<At<PathBuf>>,
@@ -122,6 +128,7 @@ const ROOT: &[&str] = &[
     "cluster",
     "telemetry",
     "timing",
+    "balance",
     "segment",
     "virtual_server",
 ];
@@ -134,9 +141,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
     let mut raw = Raw::default();
     let Some(root) = Section::open(root, "", ROOT, f) else { return raw };
-    if let Some(s) = root.section("node", "[node]", &["name", "agent_grace"], f) {
+    if let Some(s) = root.section("node", "[node]", &["name", "agent_grace", "capacity_percent"], f) {
         raw.node = s.text("name", f);
         raw.agent_grace = s.duration("agent_grace", (100 * MS, 60_000 * MS), f).map(|d| d.value);
+        raw.capacity_percent = s.number_within("capacity_percent", (1, 10_000), f).map(|n| n.value);
     }
     if let Some(s) = root.section("store", "[store]", &["kind", "path", "endpoints", "tls", "credentials"], f)
     {
@@ -144,7 +152,7 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
             kind: s.word("kind", &["file", "etcd"], f),
             path: s.path("path", f).map(|p| p.value),
             etcd_keys: present(&s, ETCD_KEYS),
-            endpoints: s.list("endpoints", f, name_of).map_or(Vec::new(), |l| l.value),
+            endpoints: names(&s, "endpoints", f),
             tls: s.section("tls", "[store] tls", &["ca", "certificate", "key"], f).map(|t| RawTls {
                 at: t.at,
                 ca: t.path("ca", f).map(|p| p.value),
@@ -194,13 +202,17 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
                 .list("announce_repeat", f, |v, called, f| duration_of(v, called, (MS, 60_000 * MS), f)),
         };
     }
+    if let Some(s) = root.section("balance", "[balance]", balance::KEYS, f) {
+        raw.balance = balance::read(&s, f);
+    }
     raw.ports = root
-        .sections("port", "[[port]]", &["interface", "segment"], f)
+        .sections("port", "[[port]]", &["interface", "segment", "speed_mbits"], f)
         .iter()
         .map(|s| RawPort {
             at: s.at,
             interface: s.required("interface", "eth0", f),
             segment: s.required("segment", "office", f),
+            speed_mbits: s.number_within("speed_mbits", (1, u32::MAX), f).map(|n| n.value),
         })
         .collect();
     let segment = &["name", "subnets", "gateway", "probe_targets", "port_failback"];
@@ -211,6 +223,8 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         "priority",
         "migrate",
         "preferred_nodes",
+        "never_with",
+        "only_on",
         "failback",
         "reroute",
         "addresses",
@@ -231,6 +245,10 @@ fn present(section: &Section<'_, '_>, keys: &[&'static str]) -> Vec<At<&'static 
 
 fn name_of(value: &Value<'_>, called: &str, f: &mut Findings) -> Option<At<String>> {
     text_of(value, called, "names in quotes", f)
+}
+
+fn names(s: &Section<'_, '_>, key: &str, f: &mut Findings) -> Vec<At<String>> {
+    s.list(key, f, name_of).map_or(Vec::new(), |l| l.value)
 }
 
 fn listen(text: &At<String>, f: &mut Findings) -> Option<Listen> {
@@ -294,7 +312,9 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
         migrate: s.flag("migrate", f),
         failback,
         reroute: s.flag("reroute", f),
-        preferred_nodes: s.list("preferred_nodes", f, name_of).map_or(Vec::new(), |l| l.value),
+        preferred_nodes: names(s, "preferred_nodes", f),
+        never_with: names(s, "never_with", f),
+        only_on: names(s, "only_on", f),
         addresses: addresses.map_or(Vec::new(), |l| l.value),
         devices: Vec::new(),
         mounts: Vec::new(),

@@ -154,6 +154,10 @@ impl Server {
                 Ok(Request::Status(_)) => client.line(&self.published.status()).await,
                 Ok(Request::Events(r)) => self.events(r, &mut client).await,
                 Ok(Request::Counters(_)) => self.counters(&mut client).await,
+                Ok(Request::Plan(_)) => {
+                    let planning = self.published.planning.borrow().clone();
+                    client.line(&*planning).await
+                }
                 Err(error) => client.line(&ErrorLine { error }).await,
             }
         }
@@ -300,7 +304,7 @@ impl Client {
             return Ok(Err(format!("the request is longer than {REQUEST_MAX} bytes; send one JSON line")));
         }
         Ok(serde_json::from_slice(&line)
-            .map_err(|e| format!("not a request: {e}; send one of {{\"status\":{{}}}}, {{\"events\":{{}}}}, {{\"counters\":{{}}}}")))
+            .map_err(|e| format!("not a request: {e}; send one of {{\"status\":{{}}}}, {{\"events\":{{}}}}, {{\"counters\":{{}}}}, {{\"plan\":{{}}}}")))
     }
 
     async fn line(&mut self, value: &impl Serialize) -> io::Result<()> {

@@ -71,6 +71,11 @@ impl Collected {
         for node in &view.nodes {
             gauge(&mut family, &[("node", node.name.as_str())], node.load)?;
         }
+        let help = "Moves that would even loads out and are not made; told by the master";
+        let mut family =
+            encoder.encode_descriptor("baton_balance_advised_moves", help, None, MetricType::Gauge)?;
+        let none: [(&str, &str); 0] = [];
+        gauge(&mut family, &none, view.advice.len() as f64)?;
         let mut family = encoder.encode_descriptor(
             "baton_virtual_server_owner",
             "1 for the node that owns the virtual server",

@@ -120,6 +120,7 @@ impl Metrics {
             | EventKind::Verdict { .. }
             | EventKind::NodeDead { .. }
             | EventKind::Leaving { .. }
+            | EventKind::Balance { .. }
             | EventKind::Deposed { .. }
             | EventKind::Rerouting { .. }
             | EventKind::RerouteOver { .. }

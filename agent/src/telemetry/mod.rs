@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use baton_common::{Counters, Diagnostics, RTT_BUCKETS};
+use baton_core::plan::Planning;
 use baton_core::{HostSample, Snapshot, Time};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
@@ -91,6 +92,8 @@ pub struct Published {
     pub diagnostics: watch::Receiver<Diagnostics>,
     /// Round-trip times by path.
     pub paths: watch::Receiver<Arc<Vec<PathStats>>>,
+    /// What could be planned.
+    pub planning: watch::Receiver<Arc<Planning>>,
     /// How busy the host was in the last sample, where it is known.
     pub host: watch::Receiver<Option<HostSample>>,
     /// What the block devices have done.
@@ -111,6 +114,8 @@ pub struct Publisher {
     pub diagnostics: watch::Sender<Diagnostics>,
     /// Round-trip times by path, after every sample.
     pub paths: watch::Sender<Arc<Vec<PathStats>>>,
+    /// What could be planned, after every sample.
+    pub planning: watch::Sender<Arc<Planning>>,
     /// How busy the host was, after every sample.
     pub host: watch::Sender<Option<HostSample>>,
     /// What the block devices have done, after every sample.
@@ -133,16 +138,18 @@ pub fn channel() -> (Publisher, Published) {
     let (counters, counters_rx) = watch::channel(Arc::default());
     let (diagnostics, diagnostics_rx) = watch::channel(Diagnostics::default());
     let (paths, paths_rx) = watch::channel(Arc::default());
+    let (planning, planning_rx) = watch::channel(Arc::default());
     let (host, host_rx) = watch::channel(None);
     let (devices, devices_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
     let publisher =
-        Publisher { snapshot, counters, diagnostics, paths, host, devices, shared: shared.clone() };
+        Publisher { snapshot, counters, diagnostics, paths, planning, host, devices, shared: shared.clone() };
     let published = Published {
         snapshot: snapshot_rx,
         counters: counters_rx,
         diagnostics: diagnostics_rx,
         paths: paths_rx,
+        planning: planning_rx,
         host: host_rx,
         devices: devices_rx,
         events,

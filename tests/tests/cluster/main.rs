@@ -1,6 +1,7 @@
 //! Several nodes with a real etcd: who serves what, whatever fails, judged by the wire.
 
 mod apply;
+mod balance;
 mod campaign;
 mod clock;
 mod death;

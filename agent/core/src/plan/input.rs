@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::BalanceMode;
+
 /// The cluster as it is: what there is to plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Situation {
@@ -155,6 +157,17 @@ pub struct Policy {
     pub horizon: Duration,
     /// How many successors each virtual server has, where there are so many nodes.
     pub successors: usize,
+}
+
+/// What is planned for a living cluster, and by which policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Planning {
+    /// The cluster, as far as the node knows.
+    pub situation: Situation,
+    /// When to balance and how far.
+    pub policy: Policy,
+    /// Whether that is done.
+    pub mode: BalanceMode,
 }
 
 impl Default for Policy {

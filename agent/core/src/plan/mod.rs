@@ -26,7 +26,7 @@ mod problem;
 mod state;
 mod succession;
 
-pub use input::{Mistake, Node, NodeState, Policy, Server, Situation};
+pub use input::{Mistake, Node, NodeState, Planning, Policy, Server, Situation};
 pub use outcome::{
     Barrier, Cause, Choice, Hindrance, Kind, NodeLoad, Placement, Plan, Step, Succession, Unplaced, Why,
 };

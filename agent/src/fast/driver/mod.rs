@@ -369,6 +369,9 @@ impl Driver {
             }
             self.probe_ports(&input);
             self.probe_peers(&input);
+            if let Input::Sample(_) = &input {
+                self.links.publisher.planning.send_replace(Arc::new(self.machine.planning()));
+            }
             let weight = weight(&input);
             self.tell(ToSlow::Record { at, input, effects });
             self.checkpoint(weight);

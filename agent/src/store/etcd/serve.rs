@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use baton_core::cluster::{Entry, NodeRecord, Record, StoreChange, StoreInput, StoreRequest};
+use baton_core::cluster::{
+    Entry, MASTER, NodeLoad, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
+};
 use etcd_client::{
     Compare, CompareOp, EventType, GetOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
+use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep};

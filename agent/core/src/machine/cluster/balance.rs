@@ -15,7 +15,7 @@ use super::super::Machine;
 use super::Cluster;
 use crate::cluster::{MASTER, NodeLoad, Record, StoreRequest, Wish};
 use crate::config::{Balance, BalanceMode, Failback, VirtualServer};
-use crate::plan::{Node, NodeState, Policy, Server, Situation};
+use crate::plan::{Node, NodeState, Planning, Policy, Server, Situation};
 use crate::{Effect, EventKind, PlannedMove, Reason, Time};
 
 /// Time between two looks at the loads.
@@ -132,7 +132,8 @@ impl Machine {
     fn mastership(&self) -> Option<(u64, u64)> {
         let cluster = self.cluster.as_ref()?;
         let (record, revision) = cluster.records.get(MASTER)?;
-        let rules = cluster.may_mark(MASTER, self.incarnation) && cluster.has_lease() && cluster.reachable;
+        let own = cluster.is_own(record) && record.incarnation == self.incarnation;
+        let rules = own && cluster.has_lease() && cluster.reachable;
         rules.then_some((*revision, record.epoch))
     }
 
@@ -262,8 +263,14 @@ impl Machine {
         self.cluster.as_ref().map(|c| c.balancing.advice.clone()).unwrap_or_default()
     }
 
+    /// What could be planned now.
+    pub fn planning(&self) -> Planning {
+        let mode = self.config.as_ref().map_or(BalanceMode::Off, |c| c.balance.mode);
+        Planning { situation: self.situation(), policy: self.policy(), mode }
+    }
+
     /// How the policy reads for the planner.
-    pub fn policy(&self) -> Policy {
+    fn policy(&self) -> Policy {
         let balance = self.config.as_ref().map(|c| c.balance.clone()).unwrap_or_default();
         let share = |percent: u32| f64::from(percent) / 100.0;
         let Balance { mode, start_percent, stop_percent, quiet_percent, at_once, .. } = balance;
@@ -274,7 +281,8 @@ impl Machine {
             stop: share(stop_percent),
             quiet: share(quiet_percent),
             at_once: Some(at_once as usize),
-            server_cooldown,
+            // What goes back to its preferred node by itself has rested for no time, ever.
+            server_cooldown: server_cooldown.max(Duration::from_nanos(1)),
             cluster_cooldown,
             horizon,
             ..Policy::default()
@@ -283,7 +291,7 @@ impl Machine {
 
     /// What there is to plan, as far as this node knows. Loads are those that nodes have told, and a little more, so that idle virtual
     /// servers are spread by their number; without a cluster, those that this node has measured.
-    pub fn situation(&self) -> Situation {
+    fn situation(&self) -> Situation {
         let Some(config) = &self.config else { return Situation::default() };
         let Some(cluster) = &self.cluster else {
             let mut node = Node::new(&config.node, 1.0);

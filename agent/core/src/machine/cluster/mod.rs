@@ -25,6 +25,8 @@
 //! a partition.
 
 mod balance;
+#[cfg(test)]
+mod balance_tests;
 mod failback;
 mod heal;
 mod incarnation;

@@ -14,11 +14,11 @@ use crate::{
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-fn ms(ms: u64) -> Time {
+pub(super) fn ms(ms: u64) -> Time {
     Time(1_000_000_000_000) + Duration::from_millis(ms)
 }
 
-fn node(hears: bool) -> NodeRecord {
+pub(super) fn node(hears: bool) -> NodeRecord {
     let port = NodePort {
         number: 1,
         interface: "p0".into(),
@@ -30,7 +30,7 @@ fn node(hears: bool) -> NodeRecord {
     NodeRecord { incarnation: 1, ports: vec![port], ..NodeRecord::default() }
 }
 
-fn start() -> Start {
+pub(super) fn start() -> Start {
     let member = |(name, slot): (&str, u8)| Member { name: name.into(), slot };
     let members = Members {
         version: 1,
