@@ -60,7 +60,7 @@ impl Devices {
                 }
                 Err(e) => {
                     if !std::mem::replace(told, true) {
-                        tracing::info!("{name} of {server}: {e}; its load is not measured");
+                        tracing::warn!("{name} of {server}: {e}; its load is not measured");
                     }
                     None
                 }

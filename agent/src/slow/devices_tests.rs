@@ -1,8 +1,6 @@
-use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::Command;
+
+use baton_lab::LoopDevice;
 
 use super::*;
 
@@ -79,43 +77,19 @@ fn times_go_on_over_their_32_bits() {
     assert_eq!(sample, Some((300, 1)));
 }
 
-/// A loop device of its own, gone when dropped.
-struct Loop(String);
-
-impl Loop {
-    fn new(file: &Path) -> Loop {
-        File::create(file).expect("a file").set_len(4 << 20).expect("its length");
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().expect("losetup");
-        assert!(output.status.success(), "needs root: {}", String::from_utf8_lossy(&output.stderr));
-        Loop(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-
-    fn write(&self, bytes: usize) {
-        let mut device = File::options().write(true).open(&self.0).expect("the device");
-        device.write_all(&vec![1; bytes]).expect("written");
-        device.sync_all().expect("on the disk");
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
-
 #[test]
 fn a_loop_device_by_a_link_is_measured_and_a_device_that_changes_is_not() {
     const BYTES: usize = 1 << 20;
     let folder = tempfile::tempdir().expect("a folder");
-    let [one, two] = ["one", "two"].map(|name| Loop::new(&folder.path().join(name)));
+    let [mut one, two] = [(); 2].map(|()| LoopDevice::new(4 << 20).expect("needs root"));
     let link = folder.path().join("link");
-    symlink(&one.0, &link).expect("a link");
+    symlink(one.path(), &link).expect("a link");
     let name = link.to_str().expect("text").to_owned();
     let mut devices = Devices { devices: vec![Device { name, server: "projects".into(), told: false }] };
     let mut read = || devices.read().pop().map(|(_, counted)| counted);
 
     let before = read().expect("it is there");
-    one.write(BYTES);
+    one.write(BYTES).expect("written");
     let after = read().expect("it is there");
     let sample = after.since(&before).expect("a sample");
     // Whoever looks at new devices may read a little.
@@ -124,9 +98,9 @@ fn a_loop_device_by_a_link_is_measured_and_a_device_that_changes_is_not() {
 
     fs::remove_file(&link).expect("removed");
     assert_eq!(read(), None, "it is gone");
-    symlink(&two.0, &link).expect("a link");
+    symlink(two.path(), &link).expect("a link");
     assert_eq!(read().expect("it is back").since(&after), None, "it is another one");
     fs::remove_file(&link).expect("removed");
-    symlink(folder.path().join("one"), &link).expect("a link");
+    fs::write(&link, "").expect("written");
     assert_eq!(read(), None, "a file is no device");
 }

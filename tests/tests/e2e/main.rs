@@ -10,6 +10,7 @@ mod ground;
 mod leftovers;
 mod lies;
 mod many;
+mod measure;
 mod repair;
 mod restart;
 mod silent;
