@@ -199,9 +199,14 @@ fn bad_files_get_one_clear_error_and_64() {
 }
 
 #[test]
-fn without_a_trace_it_says_what_is_missing() {
-    let (status, out, err) = baton(&["plan"]);
+fn without_a_trace_it_asks_the_agent() {
+    let folder = std::env::temp_dir().join(format!("baton-plan-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("baton.toml");
+    let socket = folder.join("none.sock");
+    std::fs::write(&file, format!("[node]\nname = \"fs1\"\n[control]\nsocket = {socket:?}\n")).unwrap();
+    let (status, out, err) = baton(&["plan", "--config", file.to_str().unwrap()]);
+    std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!((status, out.as_str()), (1, ""));
-    assert!(err.starts_with("baton: `plan` needs --trace FILE in this version: "), "{err}");
-    assert_eq!(err.lines().count(), 1);
+    assert!(err.contains("none.sock") && err.lines().count() == 1, "{err}");
 }

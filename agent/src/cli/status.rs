@@ -104,7 +104,7 @@ fn nodes(status: &Status, colour: bool, out: &mut String) {
     if view.nodes.len() < 2 {
         return;
     }
-    let mut table = Table::new(&["NODE", "STATE", "", ">SERVERS"]);
+    let mut table = Table::new(&["NODE", "STATE", "", ">SERVERS", ">LOAD"]);
     for node in &view.nodes {
         let tint = if node.state == "up" { Tint::Plain } else { Tint::Bad };
         let master = view.master.as_ref() == Some(&node.name);
@@ -114,6 +114,7 @@ fn nodes(status: &Status, colour: bool, out: &mut String) {
             (one_line(&node.state), tint),
             (if master { "master".to_owned() } else { String::new() }, Tint::Plain),
             (servers.to_string(), Tint::Plain),
+            (percent(node.load), Tint::Plain),
         ]);
     }
     table.write(out, colour);
@@ -142,6 +143,9 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
     let mut table = Table::new(&heading);
     let none = || "-".to_owned();
     for s in &status.snapshot.virtual_servers {
+        let here = s.owner.as_ref().is_none_or(|owner| *owner == status.snapshot.node);
+        // What others carry is counted there.
+        let rate = |bytes| if here { rate(bytes) } else { String::new() };
         table.row([
             (one_line(&s.name), Tint::Plain),
             (s.owner.as_deref().map_or_else(none, one_line), Tint::Plain),
@@ -150,7 +154,6 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
             (percent(s.load), Tint::Plain),
             (rate(s.rate), Tint::Plain),
         ]);
-        let here = s.owner.as_ref().is_none_or(|owner| *owner == status.snapshot.node);
         for a in &s.addresses {
             let (port, tint) = match &a.port {
                 Some(port) if let Some(via) = &a.via => {

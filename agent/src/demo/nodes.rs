@@ -89,13 +89,20 @@ pub(super) fn run() -> Result<()> {
     demo.cluster.done(&holder, &["resume", &holder])?;
     demo.settle()?;
     demo.balance()?;
-    demo.show_status("n2")?;
     say("done; namespaces, agents, etcd and addresses are gone")
 }
 
 fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// What a command printed.
+fn show(node: &str, command: &str, text: &str) -> Result<()> {
+    say(&format!("{node} $ baton {command}"))?;
+    let mut out = io::stdout().lock();
+    text.lines().try_for_each(|line| writeln!(out, "             {line}"))?;
+    Ok(())
 }
 
 struct Demo {
@@ -129,32 +136,25 @@ impl Demo {
     }
 
     /// Nothing fails, but one client makes much more work than all others.
-    fn balance(&self) -> Result<()> {
+    fn balance(&mut self) -> Result<()> {
         self.move_to("n1")?;
-        say(
-            "a client writes 4 MB a second to home; ports are said to carry 12.5 (n1 holds home and projects)",
+        let mut stream = None;
+        self.fault(
+            "a client writes 8 MB a second to home, on the same node; its ports carry 25",
+            |cluster| {
+                let client = cluster.lab.host("client")?;
+                stream =
+                    Some(client.stream(SocketAddr::new(HOME, PORT), 1000, 8, Duration::from_millis(1))?);
+                let mut plan = String::new();
+                wait_until("a plan", PATIENCE, || {
+                    plan = cluster.done("n2", &["plan"]).unwrap_or_default();
+                    plan.contains("projects")
+                })?;
+                show("n2", "plan", &plan)
+            },
         )?;
-        let client = self.cluster.lab.host("client")?;
-        let heavy = SocketAddr::new(HOME, PORT + 1);
-        let _stream = client.stream(heavy, 1000, 4, Duration::from_millis(1))?;
-        let at = clock::now();
-        let mut plan = String::new();
-        wait_until("a plan", PATIENCE, || {
-            plan = self.cluster.done("n2", &["plan"]).unwrap_or_default();
-            plan.contains("move")
-        })?;
-        self.show("n2", "plan", &plan)?;
-        let node = self.cluster.wait_held(HOME, |node| node != "n1")?;
-        say(&format!("  {node} serves home now, by itself; the other client saw nothing of it:"))?;
-        let gap = self.probe.result().longest_gap(at, clock::now()).map_or(Duration::ZERO, |g| g.length());
-        say(&format!("  client of projects: {:.1} ms without a reply at most", millis(gap)))
-    }
-
-    fn show(&self, node: &str, command: &str, text: &str) -> Result<()> {
-        say(&format!("{node} $ baton {command}"))?;
-        let mut out = io::stdout().lock();
-        text.lines().try_for_each(|line| writeln!(out, "             {line}"))?;
-        Ok(())
+        drop(stream);
+        self.show_status("n2")
     }
 
     /// Until what was broken is whole again, and has been for a moment.
@@ -165,7 +165,7 @@ impl Demo {
     }
 
     fn show_status(&self, node: &str) -> Result<()> {
-        self.show(node, "status", &self.cluster.done(node, &["status"])?)
+        show(node, "status", &self.cluster.done(node, &["status"])?)
     }
 
     /// Breaks something, waits until the client is served again, and tells what it saw.
