@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::clock;
 use crate::error::LabError;
 use crate::port::Port;
+use crate::query::Reply;
 use crate::wire::Mac;
 
 /// Asks for every address all the time. Two nodes that answer the same question both served when it came: it is a broadcast,
@@ -26,8 +27,8 @@ pub struct Judge {
 pub struct Seen {
     /// Questions asked.
     pub asked: u64,
-    /// Addresses that two nodes answered for, when, and which.
-    pub doubles: Vec<(Duration, IpAddr, Vec<String>)>,
+    /// Addresses that two nodes answered for: when they were asked, and who answered how much later.
+    pub doubles: Vec<(Duration, IpAddr, Vec<(String, Duration)>)>,
     /// For each address, the longest time without an answer: from when, for how long.
     pub gaps: BTreeMap<IpAddr, (Duration, Duration)>,
     /// Who answered last for each address, and when.
@@ -47,10 +48,11 @@ impl Judge {
             while !stopped.load(Ordering::Relaxed) {
                 for address in &addresses {
                     let at = clock::now();
-                    let Ok(macs) = port.holders(*address, Duration::from_millis(4)) else { continue };
-                    let mut nodes: Vec<String> = macs.iter().filter_map(|m| owners.get(m)).cloned().collect();
+                    let Ok(replies) = port.who_has(*address, Duration::from_millis(4)) else { continue };
+                    let after = |r: &Reply| Some((owners.get(&r.mac)?.clone(), r.at.saturating_sub(at)));
+                    let mut nodes: Vec<(String, Duration)> = replies.iter().filter_map(after).collect();
                     nodes.sort();
-                    nodes.dedup();
+                    nodes.dedup_by(|a, b| a.0 == b.0);
                     noted.lock().unwrap_or_else(PoisonError::into_inner).note(at, *address, nodes);
                 }
             }
@@ -86,12 +88,12 @@ impl Drop for Judge {
 }
 
 impl Seen {
-    fn note(&mut self, at: Duration, address: IpAddr, nodes: Vec<String>) {
+    fn note(&mut self, at: Duration, address: IpAddr, nodes: Vec<(String, Duration)>) {
         self.asked += 1;
         if nodes.len() > 1 {
             self.doubles.push((at, address, nodes.clone()));
         }
-        let Some(node) = nodes.into_iter().next() else { return };
+        let Some((node, _)) = nodes.into_iter().next() else { return };
         if let Some((_, before)) = self.last.insert(address, (node, at)) {
             let gap = at.saturating_sub(before);
             let longest = self.gaps.entry(address).or_insert((before, gap));

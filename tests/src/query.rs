@@ -10,7 +10,7 @@ use crate::packet::PacketSocket;
 use crate::port::Port;
 use crate::wire::{self, Kind, Mac};
 
-/// One reply to a question.
+/// One reply to a question. Announcements, which nobody asked for, are none: they say nothing of the time of the question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The hardware address stated.
@@ -83,12 +83,14 @@ fn collect(socket: &PacketSocket, address: IpAddr, window: Duration) -> io::Resu
                 continue;
             }
             let mac = match wire::decode(&received.bytes) {
-                Some((_, _, Kind::Arp { reply: true, sender, sender_mac, .. }))
-                    if IpAddr::from(sender) == address =>
+                Some((_, _, Kind::Arp { reply: true, sender, sender_mac, target, .. }))
+                    if IpAddr::from(sender) == address && target != sender =>
                 {
                     sender_mac
                 }
-                Some((_, _, Kind::Advertisement { target, mac, .. })) if IpAddr::from(target) == address => {
+                Some((_, _, Kind::Advertisement { target, mac, solicited: true, .. }))
+                    if IpAddr::from(target) == address =>
+                {
                     mac
                 }
                 _ => continue,

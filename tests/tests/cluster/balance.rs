@@ -182,8 +182,9 @@ fn servers_that_may_not_be_together_are_kept_apart() -> Result<()> {
         .server("homes", &["10.0.0.11/24"], "only_on = [\"n1\", \"n2\"]");
     spec.balance = "mode = \"off\"\n".to_owned();
     let mut cluster = Cluster::start("apart", spec)?;
-    cluster.done("n1", &["move", "homes", "--to", "n2"])?;
-    cluster.done("n1", &["move", "projects", "--to", "n1"])?;
+    for (server, node) in [("projects", "n3"), ("homes", "n2"), ("projects", "n1")] {
+        cluster.done("n1", &["move", server, "--to", node])?;
+    }
     cluster.wait_held(ip("10.0.0.10"), |node| node == "n1")?;
     cluster.wait_held(ip("10.0.0.11"), |node| node == "n2")?;
     let refused = cluster.done("n1", &["move", "homes", "--to", "n3"]).map_err(|e| format!("{e:?}"));

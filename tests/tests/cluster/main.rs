@@ -44,6 +44,11 @@ fn two_servers() -> ClusterSpec {
         .server("homes", &["10.0.0.11/24"], "preferred_nodes = [\"n1\", \"n3\"]")
 }
 
+/// What `baton move` writes for a node.
+fn wanted(to: &str) -> String {
+    format!("{{\"to\":{to:?},\"reason\":\"administrator\"}}")
+}
+
 /// Brings everything to one node.
 fn all_to(cluster: &Cluster, node: &str) -> Result<()> {
     for server in ["projects", "homes"] {

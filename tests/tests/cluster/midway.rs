@@ -22,7 +22,7 @@ fn put(cluster: &Cluster, key: &str, value: &str) -> Result<()> {
 }
 
 fn wish(cluster: &Cluster, server: &str, to: &str) -> Result<()> {
-    put(cluster, &format!("move/{server}"), &format!("{to:?}"))
+    put(cluster, &format!("move/{server}"), &wanted(to))
 }
 
 /// The source has released everything, and nobody has taken it yet: the agents of the others stand still, and the source is

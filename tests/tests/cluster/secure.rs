@@ -107,7 +107,7 @@ fn an_agent_that_has_missed_a_compacted_history_reads_everything_again() -> Resu
     for _ in 0..50 {
         put("drain/nobody", "1")?;
     }
-    let revision = put("move/homes", "\"n2\"")?;
+    let revision = put("move/homes", &wanted("n2"))?;
     let done = cluster.etcd.ctl(&["compact", &revision.to_string()])?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     cluster.etcd.start_again("n2")?;
