@@ -39,6 +39,7 @@ fn steps_of_the_wall_clock_move_nothing() -> Result<()> {
         agent.kill()?;
         agent.start_again()?;
     }
+    cluster.wait_all_up()?;
     all_to(&cluster, "n1")?;
     quiet(&cluster, Duration::from_millis(500))?;
     let judge = cluster.judge()?;

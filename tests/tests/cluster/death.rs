@@ -133,11 +133,12 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
     let mut spec = ClusterSpec::new();
     for n in 0..100 {
         let address = format!("10.0.0.{}/24", 101 + n);
-        let more = match n {
-            0 => "priority = 1\npreferred_nodes = [\"n1\", \"n2\"]",
-            99 => "priority = 900\npreferred_nodes = [\"n1\", \"n2\"]",
-            _ => "preferred_nodes = [\"n1\"]",
+        let priority = match n {
+            0..10 => 1,
+            90.. => 900,
+            _ => 100,
         };
+        let more = &format!("preferred_nodes = [\"n1\"]\npriority = {priority}");
         spec = spec.server(&format!("vs{n}"), &[&address], more);
     }
     spec.client_base = 10;
@@ -157,14 +158,21 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
     ensure!(held.values().all(|node| node != "n1"), "{held:?}");
     let on_n2 = held.values().filter(|node| *node == "n2").count();
     ensure!((40..=60).contains(&on_n2), "not spread over the survivors: {on_n2} of 100 on n2");
-    let events = cluster.agent("n2")?.events()?;
-    let taken = |server: &str| {
-        let from_the_dead = |e: &serde_json::Value| {
-            e["event"] == "taken" && e["server"] == server && e["reason"] == "node_dead" && e["from"] == "n1"
-        };
-        events.iter().rposition(from_the_dead)
-    };
-    let (high, low) = (taken("vs99"), taken("vs0"));
-    ensure!(high.is_some() && low.is_some() && high < low, "priority 900 at {high:?}, 1 at {low:?}");
+    // On each of them the first in line were taken before the last in line: what is under way at a time is less than what is
+    // between.
+    let (mut first, mut last) = (0, 0);
+    for node in ["n2", "n3"] {
+        let events = cluster.agent(node)?.events()?;
+        let from_the_dead =
+            |e: &&serde_json::Value| e["event"] == "taken" && e["reason"] == "node_dead" && e["from"] == "n1";
+        let number = |e: &serde_json::Value| e["server"].as_str()?.strip_prefix("vs")?.parse::<usize>().ok();
+        let taken: Vec<usize> = events.iter().filter(from_the_dead).filter_map(number).collect();
+        let high = taken.iter().rposition(|n| *n >= 90);
+        let low = taken.iter().position(|n| *n < 10);
+        ensure!(high.zip(low).is_none_or(|(high, low)| high < low), "{node} took them as {taken:?}");
+        first += taken.iter().filter(|n| **n >= 90).count();
+        last += taken.iter().filter(|n| **n < 10).count();
+    }
+    ensure!((first, last) == (10, 10), "{first}, {last}");
     never_two(judge)
 }

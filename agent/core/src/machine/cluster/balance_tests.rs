@@ -237,12 +237,8 @@ fn the_owner_carries_out_what_the_present_master_wants_and_drops_what_an_earlier
     }
 }
 
-/// Who gets what when `b` is dead, as `a` sees it: what it takes at once.
-fn heirs(servers: &[(VirtualServer, &str)], loads: &[(&str, &[(&str, u32)])]) -> Vec<String> {
-    let mut world = World::new(BalanceMode::Off, servers, "c");
-    for (node, servers) in loads {
-        world.load(node, servers);
-    }
+/// A majority calls `b` dead.
+fn b_dies(world: &mut World) -> Vec<Effect> {
     world.now = world.now + SECOND;
     let now = world.now;
     world.hear(now);
@@ -251,11 +247,49 @@ fn heirs(servers: &[(VirtualServer, &str)], loads: &[(&str, &[(&str, u32)])]) ->
     for (voter, about) in [(0, 1), (2, 1)] {
         effects.extend(world.tell(Input::Verdict { voter, about, incarnation: 1 }));
     }
+    effects
+}
+
+/// Who gets what when `b` is dead, as `a` sees it: what it takes at once.
+fn heirs(servers: &[(VirtualServer, &str)], loads: &[(&str, &[(&str, u32)])]) -> Vec<String> {
+    let mut world = World::new(BalanceMode::Off, servers, "c");
+    for (node, servers) in loads {
+        world.load(node, servers);
+    }
+    let effects = b_dies(&mut world);
     let taken = effects.into_iter().filter_map(|e| match e {
         Effect::Store(StoreRequest::Write { server, record, .. }) if record.epoch == 2 => Some(server),
         _ => None,
     });
     taken.filter(|s| s != MASTER).collect()
+}
+
+/// The store has written the take, and nobody heard so: it is read, touched, and told like any other.
+#[test]
+fn a_take_whose_answer_was_lost_is_told_all_the_same() {
+    let only = VirtualServer { only_on: vec!["a".into(), "b".into()], ..server("x") };
+    let mut world = World::new(BalanceMode::Off, &[(only, "b")], "c");
+    let asked = b_dies(&mut world);
+    let take = asked.iter().find_map(|e| match e {
+        Effect::Store(StoreRequest::Write { record, .. }) => Some(record.clone()),
+        _ => None,
+    });
+    let current = take.map(|record| (record, 70));
+    world.revision = 70;
+    let touch = world.tell(Input::Store(StoreInput::NotWritten { server: "x".into(), current }));
+    let [Effect::Store(StoreRequest::Write { server, expected: 70, record })] = &touch[..] else {
+        panic!("{touch:?}")
+    };
+    let (server, record, revision) = (server.clone(), record.clone(), 71);
+    let told = world.tell(Input::Store(StoreInput::Written { server, record, revision }));
+    let taken = told.iter().find_map(|e| match e {
+        Effect::Event(event) => match &event.kind {
+            EventKind::Taken { reason, from, epoch, .. } => Some((*reason, from.clone(), *epoch)),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(taken, Some((Reason::NodeDead, Some("b".into()), 2)), "{told:?}");
 }
 
 #[test]

@@ -96,8 +96,8 @@ pub(super) struct Cluster {
     clearing: BTreeSet<String>,
     /// Since when each virtual server could be taken.
     vacant: BTreeMap<String, Time>,
-    /// How far this node is with taking them.
-    taking: BTreeMap<String, TakeTimes>,
+    /// How far this node is with taking them, and their records before.
+    taking: BTreeMap<String, (TakeTimes, Option<Record>)>,
     /// With which incarnation this process last wrote each owner record, where nobody has written it since (R6).
     touched: BTreeMap<String, u64>,
     incarnation: incarnation::Change,

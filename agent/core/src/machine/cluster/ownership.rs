@@ -89,17 +89,19 @@ impl Machine {
             return;
         }
         let Some(index) = self.servers.iter().position(|s| s.name == server) else { return };
-        let taken = before.as_ref().is_none_or(|b| b.epoch != record.epoch);
         if record.incarnation != self.incarnation {
             return; // a change of incarnation is under way: it sets the mark
         }
+        // A take whose answer was lost ends with the touch that follows.
+        let taking = cluster.taking.remove(server);
+        let taken = taking.is_some() || before.as_ref().is_none_or(|b| b.epoch != record.epoch);
         self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
         self.serve(index);
         if taken {
+            let (times, before) = taking.unwrap_or((TakeTimes::default(), before));
             let (kind, reason, from) = cause(before.as_ref());
             self.failovers += 1;
             let server = server.to_owned();
-            let times = self.cluster.as_mut().and_then(|c| c.taking.remove(&server)).unwrap_or_default();
             let taken = EventKind::Taken { server, kind, reason, from, epoch: record.epoch, times };
             self.event_of(Some(self.failovers), taken);
         }
@@ -297,7 +299,9 @@ impl Machine {
             cluster.reading.peers.iter().find(|p| p.slot == slot)?.heard
         });
         let times = TakeTimes { cause: heard.unwrap_or(since).min(since), detected: since, decided: now };
-        cluster.taking.entry(server.to_owned()).or_insert(times).decided = now;
+        let before = current.as_ref().map(|(r, _)| r.clone());
+        let taking = cluster.taking.entry(server.to_owned()).or_insert((times, None));
+        (taking.0.decided, taking.1) = (now, before);
         let dead = current.as_ref().filter(|(r, _)| r.released.is_none());
         let taken_from = dead.map(|(r, _)| (r.node.clone(), r.incarnation));
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
