@@ -45,7 +45,8 @@ pub struct ClusterSpec {
     pub witnesses: Vec<String>,
     /// `[timing]`, as it stands in the file.
     pub timing: String,
-    /// `[balance]`, as it stands in the file.
+    /// `[balance]`, as it stands in the file. All nodes share the processors and the memory of one machine, which say nothing of one
+    /// of them: by default they don't count.
     pub balance: String,
     /// Speed of every port in Mbit/s, instead of what the interface says.
     pub speed_mbits: Option<u32>,
@@ -69,7 +70,7 @@ impl ClusterSpec {
             client_base: 100,
             witnesses: Vec::new(),
             timing: "probe_interval = \"10ms\"\nlease = \"50ms\"\nhold_down = \"100ms\"\n".to_owned(),
-            balance: String::new(),
+            balance: "cpu_percent = 0\nmemory_percent = 0\n".to_owned(),
             speed_mbits: None,
             servers: Vec::new(),
             grace: Duration::from_secs(2),

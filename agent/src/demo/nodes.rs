@@ -38,10 +38,8 @@ pub(super) fn run() -> Result<()> {
             "priority = 200\npreferred_nodes = [\"n1\", \"n2\"]",
         )
         .server("home", &["10.0.0.20/24"], "preferred_nodes = [\"n1\", \"n3\"]");
-    // All nodes share the processors and the memory of this machine: those say nothing of one of them.
-    spec.balance = "mode = \"on\"\nhalf_life = \"2s\"\nserver_cooldown = \"5s\"\ncluster_cooldown = \"5s\"\n\
-                    cpu_percent = 0\nmemory_percent = 0\n"
-        .to_owned();
+    spec.balance
+        .push_str("mode = \"on\"\nhalf_life = \"2s\"\nserver_cooldown = \"5s\"\ncluster_cooldown = \"5s\"\n");
     spec.speed_mbits = Some(100);
     let mut demo = Demo::start(spec)?;
     for server in ["projects", "home"] {

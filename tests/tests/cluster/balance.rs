@@ -1,6 +1,4 @@
 //! Load is measured, and virtual servers move by it, with and without a failure.
-//!
-//! All nodes of the lab share the same processors and memory, so those say nothing of one node here: they don't count.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,10 +23,10 @@ fn spec(mode: &str, preferred: [&str; 4]) -> ClusterSpec {
         spec = spec.server(server, &[&format!("{address}/24")], &more);
     }
     spec.speed_mbits = Some(100);
-    spec.balance = format!(
+    spec.balance.push_str(&format!(
         "mode = {mode:?}\nhalf_life = \"2s\"\nquiet_percent = 1\nserver_cooldown = \"10s\"\n\
-         cluster_cooldown = \"10s\"\ncpu_percent = 0\nmemory_percent = 0\n"
-    );
+         cluster_cooldown = \"10s\"\n"
+    ));
     spec
 }
 
@@ -178,10 +176,9 @@ fn a_dead_nodes_servers_go_by_load_and_to_two_nodes() -> Result<()> {
 /// What may not be together parts, and a node that may not have it is not asked.
 #[test]
 fn servers_that_may_not_be_together_are_kept_apart() -> Result<()> {
-    let mut spec = ClusterSpec::new()
+    let spec = ClusterSpec::new()
         .server("projects", &["10.0.0.10/24"], "preferred_nodes = [\"n1\"]\nnever_with = [\"homes\"]")
         .server("homes", &["10.0.0.11/24"], "only_on = [\"n1\", \"n2\"]");
-    spec.balance = "mode = \"off\"\n".to_owned();
     let mut cluster = Cluster::start("apart", spec)?;
     for (server, node) in [("projects", "n3"), ("homes", "n2"), ("projects", "n1")] {
         cluster.done("n1", &["move", server, "--to", node])?;

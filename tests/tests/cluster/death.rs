@@ -157,7 +157,8 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
     ensure!(held.len() == 100, "{} addresses", held.len());
     ensure!(held.values().all(|node| node != "n1"), "{held:?}");
     let on_n2 = held.values().filter(|node| *node == "n2").count();
-    ensure!((40..=60).contains(&on_n2), "not spread over the survivors: {on_n2} of 100 on n2");
+    // Evenly, but for what one of them was late for: the other one, second in line, takes that after a while.
+    ensure!((20..=80).contains(&on_n2), "not spread over the survivors: {on_n2} of 100 on n2");
     // On each of them the first in line were taken before the last in line: what is under way at a time is less than what is
     // between.
     let (mut first, mut last) = (0, 0);

@@ -23,6 +23,8 @@ const MILLION: f64 = 1e6;
 const TELL_SHARE: f64 = 0.05;
 /// or by more than so many millionths, whichever is more.
 const TELL_LEAST: f64 = 500.0;
+/// The same of what is not virtual servers' doing, which is never quite still.
+const TELL_OTHER: f64 = 50_000.0;
 
 /// Rates of a virtual server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -192,9 +194,10 @@ impl Machine {
 impl NodeLoad {
     /// Does it differ so much from what was told that it is to be told?
     pub(super) fn is_news(&self, told: &NodeLoad) -> bool {
-        let differs = |a: u32, b: u32| f64::from(a.abs_diff(b)) > (f64::from(b) * TELL_SHARE).max(TELL_LEAST);
+        let differs =
+            |a: u32, b: u32, least: f64| f64::from(a.abs_diff(b)) > (f64::from(b) * TELL_SHARE).max(least);
         !self.servers.keys().eq(told.servers.keys())
-            || self.servers.values().zip(told.servers.values()).any(|(a, b)| differs(*a, *b))
-            || differs(self.other, told.other)
+            || self.servers.values().zip(told.servers.values()).any(|(a, b)| differs(*a, *b, TELL_LEAST))
+            || differs(self.other, told.other, TELL_OTHER)
     }
 }
