@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PLANNED_WITHIN: Duration = Duration::from_secs(60);
 /// A move that has not been made after this long is given up, and what was to follow.
 const MOVED_WITHIN: Duration = Duration::from_secs(30);
+/// What could be taken and has not been for so long keeps nothing else from being moved.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 /// What an idle virtual server counts, in millionths of a node: idle ones are spread by their number.
 const IDLE: f64 = 1000.0;
 const MILLION: f64 = 1e6;
@@ -175,16 +177,19 @@ impl Machine {
         self.out.push(Effect::Plan(Box::new(self.situation()), self.policy()));
     }
 
-    /// Nothing is moving, and nothing is to be taken.
+    /// Nothing is moving, and nothing is to be taken; what nobody has taken for a while nobody can.
     fn is_calm(&self) -> bool {
         let Some(cluster) = &self.cluster else { return false };
+        let stays_down = |name: &str| {
+            cluster.vacant.get(name).is_some_and(|since| self.now.since(*since) >= TAKEN_WITHIN)
+        };
         let held = |name: &str| {
             let record = cluster.records.get(name).map(|(r, _)| r);
             record.is_some_and(|r| r.released.is_none() && !cluster.is_dead(r))
         };
         cluster.wishes.is_empty()
             && cluster.leaving.is_empty()
-            && self.servers.iter().all(|s| held(&s.name) && !cluster.writing.contains_key(&s.name))
+            && self.servers.iter().all(|s| (held(&s.name) || stays_down(&s.name)) && !cluster.writing.contains_key(&s.name))
     }
 
     /// The plan is there.

@@ -212,6 +212,27 @@ fn nothing_is_planned_while_something_is_to_be_taken_or_moved() {
     assert_eq!(plans(&world.pass(1)), 1);
 }
 
+#[test]
+fn what_nobody_can_take_keeps_nothing_else_from_being_evened_out() {
+    let pinned = VirtualServer { migrate: false, ..server("p") };
+    let mut world = World::new(BalanceMode::Advise, &[(server("x"), "a"), (pinned, "b")], "a");
+    world.pass(1);
+    world.tell(Input::Planned(Vec::new()));
+    b_dies(&mut world);
+    let mut plans_of = |seconds| {
+        let mut all = 0;
+        for _ in 0..seconds {
+            world.now = world.now + SECOND;
+            let b = ms(0);
+            world.hear(b);
+            all += plans(&world.tell(Input::Sample(Sample { over: SECOND, ..Sample::default() })));
+        }
+        all
+    };
+    assert_eq!(plans_of(50), 0, "somebody may take it yet");
+    assert_eq!(plans_of(20), 1);
+}
+
 /// `a` owns `x`, and the master, `c`, wants it on `b`.
 fn wished(mode: BalanceMode, wish: &Wish) -> Vec<Effect> {
     let mut world = World::new(mode, &[(server("x"), "a")], "c");
