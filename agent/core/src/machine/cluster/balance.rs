@@ -180,16 +180,18 @@ impl Machine {
     /// Nothing is moving, and nothing is to be taken; what nobody has taken for a while nobody can.
     fn is_calm(&self) -> bool {
         let Some(cluster) = &self.cluster else { return false };
-        let stays_down = |name: &str| {
-            cluster.vacant.get(name).is_some_and(|since| self.now.since(*since) >= TAKEN_WITHIN)
-        };
+        let stays_down =
+            |name: &str| cluster.vacant.get(name).is_some_and(|since| self.now.since(*since) >= TAKEN_WITHIN);
         let held = |name: &str| {
             let record = cluster.records.get(name).map(|(r, _)| r);
             record.is_some_and(|r| r.released.is_none() && !cluster.is_dead(r))
         };
         cluster.wishes.is_empty()
             && cluster.leaving.is_empty()
-            && self.servers.iter().all(|s| (held(&s.name) || stays_down(&s.name)) && !cluster.writing.contains_key(&s.name))
+            && self
+                .servers
+                .iter()
+                .all(|s| (held(&s.name) || stays_down(&s.name)) && !cluster.writing.contains_key(&s.name))
     }
 
     /// The plan is there.

@@ -249,10 +249,12 @@ impl Machine {
     /// Removes a wish that this node should have what it has: whoever made it may be gone. And one for balance that can't be: the
     /// master makes another plan.
     fn wish_fulfilled(&mut self, index: usize) {
-        let stays = self.give_up(index).is_none();
+        let Some(cluster) = &self.cluster else { return };
+        let Some((wish, _)) = cluster.wishes.get(&self.servers[index].name) else { return };
+        let stays = wish.master.is_some() && self.give_up(index).is_none();
         let server = self.servers[index].name.as_str();
         let Some(cluster) = &mut self.cluster else { return };
-        let over = |wish: &Wish| wish.to == cluster.me || wish.master.is_some() && stays;
+        let over = |wish: &Wish| wish.to == cluster.me || stays;
         if cluster.wishes.get(server).is_some_and(|(wish, _)| over(wish))
             && let Some((_, revision)) = cluster.wishes.remove(server)
         {

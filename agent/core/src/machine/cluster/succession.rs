@@ -128,6 +128,18 @@ impl Machine {
         plan
     }
 
+    /// Who has what, and will have what is moving.
+    fn hands_now<'a>(&self, cluster: &'a Cluster) -> Hands<'a> {
+        let apart = self.are_some_apart();
+        let mut hands = Hands::default();
+        for (server, (record, _)) in cluster.records.iter().filter(|(s, _)| *s != MASTER) {
+            let leaves_for = record.released.as_ref().and_then(|r| r.next.as_ref());
+            let holder = cluster.leaving.get(server).map(|(to, _)| to).or(leaves_for).unwrap_or(&record.node);
+            hands.give(cluster, server, holder, apart);
+        }
+        hands
+    }
+
     fn are_some_apart(&self) -> bool {
         self.config.as_ref().is_some_and(|c| c.servers.iter().any(|s| !s.never_with.is_empty()))
     }
@@ -186,23 +198,20 @@ impl Machine {
         let server = &self.servers[index].name;
         let definition = self.definition(server)?;
         let me = cluster.me.as_str();
-        let fit: Vec<&str> = cluster.fit(cluster.read).filter(|n| *n != me).collect();
-        let apart = self.are_some_apart();
-        let mut hands = Hands::default();
-        for (server, (record, _)) in cluster.records.iter().filter(|(s, _)| *s != MASTER) {
-            let leaves_for = record.released.as_ref().and_then(|r| r.next.as_ref());
-            let holder = cluster.leaving.get(server).map(|(to, _)| to).or(leaves_for).unwrap_or(&record.node);
-            hands.give(cluster, server, holder, apart);
-        }
+        let fit = || cluster.fit(cluster.read).filter(|n| *n != me).collect::<Vec<&str>>();
+        // Most have no reason to go: what all others have is looked at only for those that do, or that may not be with some.
+        let hands = || self.hands_now(cluster);
+        let apart = self.are_some_apart().then(hands);
+        let is_apart = |node: &str| apart.as_ref().and_then(|h| self.apart_from(definition, node, h));
         let permitted = |n: &str| definition.only_on.is_empty() || definition.only_on.iter().any(|o| o == n);
         let segments = self.segments_of(definition);
         if let Some((wish, _)) = cluster.wishes.get(server).filter(|(w, _)| w.to != me) {
             // Where that can't be, the other reasons count as ever.
             let to = wish.to.as_str();
-            if fit.contains(&to)
+            if fit().contains(&to)
                 && cluster.reaches(to, &segments)
                 && permitted(to)
-                && self.apart_from(definition, to, &hands).is_none()
+                && is_apart(to).is_none()
                 && (wish.master.is_none() || definition.migrate && self.is_in_force(wish))
             {
                 return Some((wish.to.clone(), wish.reason));
@@ -211,7 +220,7 @@ impl Machine {
         if !definition.migrate {
             return None;
         }
-        let best = || self.order(server, &fit, &hands).first().map(|c| c.node.to_owned());
+        let best = || self.order(server, &fit(), &hands()).first().map(|c| c.node.to_owned());
         if cluster.draining.contains(me) {
             return best().map(|to| (to, Reason::Drain));
         }
@@ -220,11 +229,10 @@ impl Machine {
         }
         // Of two that may not be together the one that comes later goes.
         let later = |other: &str| self.servers[..index].iter().any(|s| s.name == other);
-        if !permitted(me) || self.apart_from(definition, me, &hands).is_some_and(later) {
+        if !permitted(me) || is_apart(me).is_some_and(later) {
             return best().map(|to| (to, Reason::Constraint));
         }
         let to = self.failback(definition.failback, &definition.preferred_nodes, &segments);
-        to.filter(|to| permitted(to) && self.apart_from(definition, to, &hands).is_none())
-            .map(|to| (to, Reason::Failback))
+        to.filter(|to| permitted(to) && is_apart(to).is_none()).map(|to| (to, Reason::Failback))
     }
 }
