@@ -22,13 +22,24 @@ pub struct Judge {
     thread: Option<JoinHandle<()>>,
 }
 
+/// An address that two nodes answered for.
+#[derive(Clone, Debug)]
+pub struct Double {
+    /// When they were asked.
+    pub at: Duration,
+    /// The address.
+    pub address: IpAddr,
+    /// Who answered, and how long after that.
+    pub answers: Vec<(String, Duration)>,
+}
+
 /// What the judge has seen.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Questions asked.
     pub asked: u64,
-    /// Addresses that two nodes answered for: when they were asked, and who answered how much later.
-    pub doubles: Vec<(Duration, IpAddr, Vec<(String, Duration)>)>,
+    /// Addresses that two nodes answered for.
+    pub doubles: Vec<Double>,
     /// For each address, the longest time without an answer: from when, for how long.
     pub gaps: BTreeMap<IpAddr, (Duration, Duration)>,
     /// Who answered last for each address, and when.
@@ -91,7 +102,7 @@ impl Seen {
     fn note(&mut self, at: Duration, address: IpAddr, nodes: Vec<(String, Duration)>) {
         self.asked += 1;
         if nodes.len() > 1 {
-            self.doubles.push((at, address, nodes.clone()));
+            self.doubles.push(Double { at, address, answers: nodes.clone() });
         }
         let Some((node, _)) = nodes.into_iter().next() else { return };
         if let Some((_, before)) = self.last.insert(address, (node, at)) {
