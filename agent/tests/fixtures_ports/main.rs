@@ -217,11 +217,14 @@ fn replies_leave_by_the_bound_port() {
     let sent = |port: &Port| link(port.name)["stats64"]["tx"]["packets"].as_u64().unwrap();
     for (vip, bytes) in [(VIP, ECHO4), (VIP6, ECHO6)] {
         // The first answer takes as long as finding the neighbour does; a client's queue for it is short.
-        assert_eq!(segment.ping(vip, 1).recv().unwrap(), 1, "{vip}");
+        let found = (0..10).any(|_| segment.ping(vip, 1).recv().unwrap() == 1);
+        assert!(found, "{vip}");
+        let first = counters(&kernel, vip);
         let before = (sent(routed), sent(bound), kernel.reader().unwrap().diagnostics().unwrap().redirected);
         assert_eq!(segment.ping(vip, 200).recv().unwrap(), 200);
         let counted = counters(&kernel, vip);
-        assert_eq!((counted.tx_packets, counted.tx_bytes), (201, 201 * bytes), "{vip}");
+        let since = (counted.tx_packets - first.tx_packets, counted.tx_bytes - first.tx_bytes);
+        assert_eq!(since, (200, 200 * bytes), "{vip}");
         assert_eq!(kernel.reader().unwrap().diagnostics().unwrap().redirected - before.2, 200, "{vip}");
         assert!(sent(bound) - before.1 >= 200, "{vip}");
         assert!(sent(routed) - before.0 < 20, "{vip}: only what the node says for itself leaves there");
@@ -236,12 +239,13 @@ fn replies_leave_by_the_bound_port() {
     kernel.permit(address(VIP), "files", Some(routed.ifindex)).unwrap();
     run(&format!("ip addr add {VIP}/32 dev {}", routed.name));
     run(&format!("ip addr del {VIP}/32 dev {}", bound.name));
+    let before = counters(&kernel, VIP).tx_packets;
     assert_eq!(
         segment.ping(VIP, 50).recv().unwrap(),
         50,
         "a client with an old neighbour entry still reaches it"
     );
-    assert_eq!(counters(&kernel, VIP).tx_packets, 251);
+    assert_eq!(counters(&kernel, VIP).tx_packets - before, 50);
 }
 
 #[test]
