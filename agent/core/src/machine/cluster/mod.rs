@@ -325,6 +325,7 @@ impl Machine {
         let what = match request {
             StoreRequest::Write { server, .. } => {
                 cluster.writing.remove(&server);
+                cluster.touched.remove(&server); // what was to be written may be yet
                 format!("write the owner record of {server}")
             }
             StoreRequest::NewIncarnation { .. } => {

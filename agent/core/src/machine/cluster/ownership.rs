@@ -111,6 +111,7 @@ impl Machine {
     pub(super) fn not_written(&mut self, server: &str, current: Option<(Record, u64)>) {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.writing.remove(server);
+        cluster.touched.remove(server); // what was to be written may be yet
         let revision = current.as_ref().map_or(u64::MAX, |(_, r)| *r);
         self.learn(server, current, revision);
     }

@@ -388,6 +388,39 @@ fn a_dead_peer_is_replaced_and_an_owners_death_ends_it() {
     assert!(world.record.0.via.is_empty(), "so that others may take it one day");
 }
 
+/// What the owner asked of a peer, and got no answer to, may still land when a port of its own is back.
+#[test]
+fn a_request_that_lands_late_makes_no_second_one_answer() {
+    let mut world = World::new();
+    let wait = |world: &mut World| {
+        world.now = world.now + Duration::from_millis(200);
+        world.input(0, Input::Wake);
+    };
+    // Its own writes are the last ones.
+    for carrier in [false, true] {
+        world.carrier(0, carrier);
+        world.finish();
+    }
+    world.carrier(0, false);
+    wait(&mut world);
+    let is_ask = |request: &StoreRequest| matches!(request, StoreRequest::Write { record, .. } if !record.via.is_empty());
+    let ask = world.asked.iter().position(|(_, _, request)| is_ask(request)).expect("it asks");
+    let (_, life, request) = &mut world.asked[ask];
+    *life = 0; // nobody waits for its answer any more
+    let failed = StoreInput::Failed(request.clone(), "no answer".into());
+    world.input(0, Input::Store(failed));
+    world.carrier(0, true);
+    wait(&mut world);
+    world.land(ask);
+    world.watch(1);
+    while !world.asked.is_empty() {
+        world.land(0);
+        (0..world.answers.len()).for_each(|_| world.deliver(0));
+    }
+    world.finish();
+    assert_eq!(world.answering(), [0]);
+}
+
 #[test]
 fn restarted_agents_keep_what_they_answer_for() {
     let mut world = World::new();

@@ -232,6 +232,9 @@ impl Machine {
         if !permitted(me) || is_apart(me).is_some_and(later) {
             return best().map(|to| (to, Reason::Constraint));
         }
+        if !cluster.reachable {
+            return None; // it could not be released
+        }
         let to = self.failback(definition.failback, &definition.preferred_nodes, &segments);
         to.filter(|to| permitted(to) && is_apart(to).is_none()).map(|to| (to, Reason::Failback))
     }
