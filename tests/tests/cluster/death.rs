@@ -151,6 +151,10 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
             cluster.done("n1", &["move", &server, "--to", "n1"])?;
         }
     }
+    // Were it the leader of the store too, the first writes would find none, and the next in line would be as early.
+    if cluster.etcd.leader()? == "n1" {
+        cluster.etcd.move_leader("n2")?;
+    }
     let judge = cluster.judge()?;
     let _dark = cluster.power_off("n1")?;
     let held = cluster.wait_all_served()?;
@@ -159,8 +163,7 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
     let on_n2 = held.values().filter(|node| *node == "n2").count();
     // Evenly, but for what one of them was late for: the other one, second in line, takes that after a while.
     ensure!((20..=80).contains(&on_n2), "not spread over the survivors: {on_n2} of 100 on n2");
-    // On each of them the first in line were taken before the last in line, on the average: a single write may have to be made
-    // again.
+    // Each began with what is first in line. A single write may have to be made again, which is why only the first ones count.
     let (mut first, mut last) = (0, 0);
     for node in ["n2", "n3"] {
         let events = cluster.agent(node)?.events()?;
@@ -168,12 +171,8 @@ fn a_hundred_servers_of_a_dead_node_all_come_back_by_priority() -> Result<()> {
             |e: &&serde_json::Value| e["event"] == "taken" && e["reason"] == "node_dead" && e["from"] == "n1";
         let number = |e: &serde_json::Value| e["server"].as_str()?.strip_prefix("vs")?.parse::<usize>().ok();
         let taken: Vec<usize> = events.iter().filter(from_the_dead).filter_map(number).collect();
-        let place = |wanted: fn(&usize) -> bool| {
-            let places: Vec<usize> = (0..taken.len()).filter(|i| wanted(&taken[*i])).collect();
-            places.iter().sum::<usize>() as f64 / places.len() as f64
-        };
-        let (high, low) = (place(|n| *n >= 90), place(|n| *n < 10));
-        ensure!(high.is_nan() || low.is_nan() || high < low, "{node} took them as {taken:?}");
+        let (high, low) = (taken.iter().position(|n| *n >= 90), taken.iter().position(|n| *n < 10));
+        ensure!(high.zip(low).is_none_or(|(high, low)| high < low), "{node} took them as {taken:?}");
         first += taken.iter().filter(|n| **n >= 90).count();
         last += taken.iter().filter(|n| **n < 10).count();
     }
