@@ -21,7 +21,9 @@ BPF_LINKER_VERSION := 0.13.0
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
 # etcd runs in the lab only: nothing is started on this machine.
 DEMO_PACKAGES := etcd-server etcd-client
-TEST_PACKAGES := iputils-ping openssl libfaketime
+TEST_PACKAGES := iputils-ping openssl libfaketime e2fsprogs procps
+# An NFS server for the lab: nothing is started on this machine.
+SERVICE_PACKAGES := nfs-ganesha nfs-ganesha-vfs
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -68,6 +70,7 @@ setup-demo: setup
 
 setup-test: setup-demo
 	$(call install,$(TEST_PACKAGES))
+	$(call install_idle,nfs-ganesha,$(SERVICE_PACKAGES),nfs-ganesha)
 
 # A rustup toolchain brings its own.
 setup-lint: setup
@@ -120,4 +123,5 @@ install: setup
 	$(CARGO) build --locked --release -p baton
 	install -D -m 0755 target/release/baton $(DESTDIR)/usr/sbin/baton
 	install -D -m 0644 agent/systemd/baton.service $(DESTDIR)/lib/systemd/system/baton.service
+	install -D -m 0644 agent/systemd/resources.conf $(DESTDIR)/usr/share/baton/resources.conf
 	[ -e $(DESTDIR)/etc/baton/baton.toml ] || install -D -m 0644 agent/baton.toml $(DESTDIR)/etc/baton/baton.toml

@@ -209,6 +209,9 @@ impl Filter {
             | EventKind::RerouteOver { server, .. }
             | EventKind::Routing { server, .. }
             | EventKind::RoutingOver { server, .. }
+            | EventKind::ResourcesStarted { server, .. }
+            | EventKind::ResourcesStopped { server, .. }
+            | EventKind::ResourcesFailed { server, .. }
             | EventKind::Deposed { server } => server == name,
             EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
             EventKind::AddressDeleted { address, .. }

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod fast;
 pub mod io;
 pub mod journal;
+pub mod resources;
 pub mod slow;
 pub mod store;
 pub mod telemetry;

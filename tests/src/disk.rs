@@ -1,4 +1,4 @@
-//! Disks: loop devices over memory.
+//! Disks: loop devices, most often over memory.
 
 use std::ffi::c_int;
 use std::fs::File;
@@ -49,7 +49,14 @@ impl LoopDevice {
     /// # Errors
     /// The failed system call's: it needs root, and a kernel with loop devices.
     pub fn new(bytes: u64) -> Result<LoopDevice, LabError> {
-        let memory = memory(bytes).context(|| "get memory for a loop device".into())?;
+        LoopDevice::over(&memory(bytes).context(|| "get memory for a loop device".into())?)
+    }
+
+    /// One over a file.
+    ///
+    /// # Errors
+    /// As [`LoopDevice::new`].
+    pub fn over(file: &File) -> Result<LoopDevice, LabError> {
         let control = File::open("/dev/loop-control").context(|| "open /dev/loop-control".into())?;
         for _ in 0..ATTEMPTS {
             // SAFETY: the request takes nothing, and gives a number.
@@ -59,7 +66,7 @@ impl LoopDevice {
             let device = File::options().read(true).write(true).open(&path).context(what)?;
             // SAFETY: the structure holds integers only, for which zero is a value.
             let mut config: LoopConfig = unsafe { std::mem::zeroed() };
-            config.fd = memory.as_raw_fd() as u32;
+            config.fd = file.as_raw_fd() as u32;
             config.info.flags = LO_FLAGS_AUTOCLEAR;
             // SAFETY: the structure is as the request wants it, and outlives the call.
             let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };

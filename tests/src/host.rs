@@ -15,7 +15,7 @@ use crate::process::{self, Process};
 use crate::state::{self, State};
 use crate::wire::Mac;
 
-/// A host. Cloning gives another handle to the same one; it is gone with the last handle and the last process inside.
+/// A host. Cloning gives another handle to the same one; with the last handle it is gone, and all processes inside are killed.
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Inner>);
 
@@ -24,6 +24,13 @@ struct Inner {
     name: String,
     inside: Namespaces,
     netlink: Netlink,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Services outlive the agent that started them, and so they would outlive the host.
+        self.inside.kill_all();
+    }
 }
 
 impl Host {

@@ -1,12 +1,15 @@
 //! A host's network and mount namespace, held by file descriptors only, and ways into them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::error::{Context, LabError};
 
@@ -47,6 +50,33 @@ impl Namespaces {
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
         on_thread(&self.name, || self.join_thread().map(|()| work()))?
             .context(|| format!("enter {}", self.name))
+    }
+
+    /// Kills all processes inside, until there are none.
+    pub(crate) fn kill_all(&self) {
+        for _ in 0..100 {
+            let inside = self.processes();
+            if inside.is_empty() {
+                return;
+            }
+            for pid in inside {
+                // One that has ended meanwhile is as good.
+                let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The processes with this mount namespace, those that have ended and those that are this one left out.
+    fn processes(&self) -> Vec<i32> {
+        let link = format!("/proc/self/fd/{}", self.mount.as_raw_fd());
+        let (Ok(own), Ok(entries)) = (fs::read_link(link), fs::read_dir("/proc")) else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+        let inside = |pid: &i32| {
+            *pid != std::process::id() as i32
+                && fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|theirs| theirs == own)
+        };
+        pids.filter(inside).collect()
     }
 
     /// Descriptors that a child process can enter by, after `fork`.

@@ -94,6 +94,9 @@ pub struct Record {
     /// Peers that answer for its addresses in segments that the node has lost (rule R12).
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub via: Vec<Via>,
+    /// Nodes where its file systems and services have failed since they last ran somewhere for a while, in that order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub failed_on: Vec<String>,
 }
 
 impl Record {
@@ -107,6 +110,7 @@ impl Record {
             taken_from: None,
             released: None,
             via: Vec::new(),
+            failed_on: Vec::new(),
         }
     }
 }
@@ -148,6 +152,9 @@ pub struct Release {
     pub next: Option<String>,
     /// Why it was released.
     pub reason: Reason,
+    /// How long it took to stop its file systems and services, where it has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopping: Option<Duration>,
 }
 
 /// What a node tells of itself.

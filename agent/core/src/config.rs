@@ -177,7 +177,7 @@ pub enum PortFailback {
     Stay,
 }
 
-/// Addresses (and later file systems and services) that are served together.
+/// Addresses, file systems and services that are served together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualServer {
     /// Name, unique in the cluster.
@@ -201,6 +201,9 @@ pub struct VirtualServer {
     /// Block devices of its file systems, whose work is part of its load.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// It has file systems or services, which are started before its addresses are served.
+    #[serde(default)]
+    pub has_resources: bool,
     /// Its addresses and the prefix length of their subnet; the prefix is for the reader, bound is /32 or /128.
     pub addresses: Vec<IpNet>,
 }
@@ -251,6 +254,7 @@ impl VirtualServer {
             never_with: Vec::new(),
             only_on: Vec::new(),
             devices: Vec::new(),
+            has_resources: false,
             addresses,
         }
     }

@@ -90,6 +90,13 @@ pub enum Effect {
     Store(StoreRequest),
     /// Plan which virtual servers are to move for balance, which takes a while; answered by [`crate::Input::Planned`].
     Plan(Box<Situation>, Policy),
+    /// Start the file systems and services of a virtual server, in order. Answered by [`crate::Input::Resources`] once: running,
+    /// or the start has failed. One that is under way is given up where [`Effect::StopResources`] follows.
+    StartResources(String),
+    /// Stop them, in reverse order; also what a start that failed, or was never finished, has left. Nothing is done where nothing
+    /// runs. Answered by [`crate::Input::Resources`], after all answers to what was asked before: stopped at last, and that
+    /// stopping has failed where it takes longer.
+    StopResources(String),
     /// Tell the administrator; also the time line of a failover.
     Event(Event),
 }

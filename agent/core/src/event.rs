@@ -218,6 +218,27 @@ pub enum EventKind {
         /// Its name.
         server: String,
     },
+    /// The file systems and services of a virtual server run.
+    ResourcesStarted {
+        /// Its name.
+        server: String,
+        /// How long it took, in seconds.
+        seconds: f64,
+    },
+    /// They are stopped.
+    ResourcesStopped {
+        /// Its name.
+        server: String,
+        /// How long it took, in seconds.
+        seconds: f64,
+    },
+    /// They can't be started or stopped, or are broken.
+    ResourcesFailed {
+        /// Its name.
+        server: String,
+        /// What, and why.
+        what: String,
+    },
     /// This node has no usable port left in a segment of a virtual server that may not move, and asks a peer to answer there
     /// and to route to it.
     Rerouting {
@@ -412,6 +433,8 @@ pub enum Reason {
     Balance,
     /// The definitions don't permit it on its node (`only_on`, `never_with`).
     Constraint,
+    /// Its file systems or services can't be started on its node, or are broken there.
+    ServiceFailed,
     /// Nobody ever owned it.
     First,
 }
@@ -438,6 +461,7 @@ impl Reason {
             Reason::Failback => "failback",
             Reason::Balance => "balance",
             Reason::Constraint => "constraint",
+            Reason::ServiceFailed => "service_failed",
             Reason::First => "first",
         }
     }
@@ -451,8 +475,12 @@ pub enum Stage {
     Detected,
     /// Core has decided.
     Decided,
+    /// Its owner has stopped its file systems and services.
+    Stopped,
     /// The owner record is this node's.
     Taken,
+    /// Its file systems and services run here.
+    Started,
     /// Every address is on its new port.
     Bound,
     /// Every address has been announced there once.
@@ -465,7 +493,9 @@ impl Stage {
         match self {
             Stage::Detected => "detected",
             Stage::Decided => "decided",
+            Stage::Stopped => "stopped",
             Stage::Taken => "taken",
+            Stage::Started => "started",
             Stage::Bound => "bound",
             Stage::Announced => "announced",
         }
@@ -475,12 +505,15 @@ impl Stage {
 /// The first stages of taking a virtual server, on this node's boot-time clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakeTimes {
-    /// When its dead owner was last heard, or its release was seen.
+    /// When its dead owner was last heard; or its release was seen, and as much earlier as it took the owner to stop it.
     pub cause: Time,
     /// When it could be taken: a majority called the owner dead, or the release was seen.
     pub detected: Time,
     /// When this node asked for it.
     pub decided: Time,
+    /// When its owner had stopped its file systems and services, where there was something to stop.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped: Option<Time>,
 }
 
 /// One address goes from a port to another.

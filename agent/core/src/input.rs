@@ -69,6 +69,14 @@ pub enum Input {
     Minute(u16),
     /// The kernel programs don't serve this virtual server any more ([`Effect::Mark`] without an incarnation done).
     MarkCleared(String),
+    /// How the file systems and services of a virtual server are here: the answer to [`Effect::StartResources`] or
+    /// [`Effect::StopResources`], or that they have broken since.
+    Resources {
+        /// Its name.
+        server: String,
+        /// How they are.
+        state: ResourceState,
+    },
     /// An effect could not be carried out; the rest of its list was.
     Failed(Box<Effect>, String),
     /// The deadline that core asked for has come.
@@ -91,6 +99,9 @@ pub struct Start {
     /// Virtual IPs whose packets go on to their owner: marked as by a router (rule R12).
     #[serde(default)]
     pub routed: BTreeSet<IpAddr>,
+    /// Virtual servers whose file systems and services were all found running: an earlier agent started them.
+    #[serde(default)]
+    pub running: BTreeSet<String>,
     /// The cluster that this node is a member of.
     pub cluster: Option<ClusterStart>,
 }
@@ -112,6 +123,22 @@ pub struct ClusterStart {
     /// Verdicts that the kernel holds: (voter, about), by slots.
     #[serde(with = "pairs")]
     pub verdicts: BTreeMap<(u8, u8), u64>,
+}
+
+/// How the file systems and services of a virtual server are on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceState {
+    /// All have been started, and are well.
+    Running,
+    /// Nothing of them runs or is mounted here.
+    Stopped,
+    /// They could not be started, and why; nothing of them runs any more, as far as that could be undone.
+    StartFailed(String),
+    /// Something still runs or is mounted here, and why. Stopping it is tried again, and answered when it has succeeded.
+    StopFailed(String),
+    /// What ran is dead or hangs, as often as it was restarted in place: what, and why.
+    Broken(String),
 }
 
 /// What the sampler measured.

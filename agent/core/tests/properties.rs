@@ -146,6 +146,7 @@ impl World {
             bound: self.permits.clone(),
             marked: self.marks.clone(),
             routed: BTreeSet::new(),
+            running: BTreeSet::new(),
             cluster: None,
         };
         self.tell(Input::Start(Box::new(start)));
@@ -239,6 +240,8 @@ impl World {
             | Effect::Incarnation(_)
             | Effect::Store(_)
             | Effect::Plan(..)
+            | Effect::StartResources(_)
+            | Effect::StopResources(_)
             | Effect::Event(_) => {}
         }
         None

@@ -191,6 +191,13 @@ pub(super) fn sentence(event: &Event) -> String {
             )
         }
         EventKind::Deposed { server } => format!("{server} was taken by another node; no longer served here"),
+        EventKind::ResourcesStarted { server, seconds } => {
+            format!("file systems and services of {server} run, after {seconds:.3} s")
+        }
+        EventKind::ResourcesStopped { server, seconds } => {
+            format!("file systems and services of {server} are stopped, after {seconds:.3} s")
+        }
+        EventKind::ResourcesFailed { server, what } => format!("FAILED: {server}: {what}"),
         EventKind::Rerouting { server, segment, via, over } => {
             format!(
                 "no usable port left in {segment} for {server}: {via} is asked to answer there and to route over {over}"
@@ -260,6 +267,7 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::Failback
         | Reason::Balance
         | Reason::Constraint
+        | Reason::ServiceFailed
         | Reason::First => plain(reason),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use baton_core::Config;
@@ -13,6 +12,7 @@ use super::etcd::check_store;
 use super::names::{check_interface, check_name, check_names, meant, name_is_good, unique};
 use super::problem::Findings;
 use super::reader::{At, values};
+use super::resources::{self, Resources, resources};
 use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
     AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig,
@@ -111,6 +111,7 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
             }
         }
     }
+    resources::check_fencing(&raw.servers, f);
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {
         let at = raw.timing.lease.as_ref().or(raw.timing.probe_interval.as_ref()).map_or(0, |d| d.at);
@@ -128,6 +129,7 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         balance: raw.balance.clone(),
         segments: segments(raw),
         servers: servers(raw),
+        resources: all_resources(raw),
     })
 }
 
@@ -249,7 +251,8 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
             targets.chain(s.gateway.iter().map(|h| (h.value, "a gateway")))
         })
         .collect();
-    let (mut addresses, mut mounts, mut devices) = (HashMap::new(), HashMap::new(), HashMap::new());
+    resources::check(&raw.servers, f);
+    let mut addresses = HashMap::new();
     for server in &raw.servers {
         for address in &server.addresses {
             let ip = address.value.addr();
@@ -261,33 +264,8 @@ fn check_servers(raw: &Raw, f: &mut Findings) {
             });
             check_address(address, raw, &hosts, f);
         }
-        for mount in &server.mounts {
-            let path: PathBuf = mount.value.components().collect();
-            unique(&mut mounts, &path, mount.at, f, || {
-                (
-                    format!("{} is mounted twice", path.display()),
-                    "give each file system its own folder".to_owned(),
-                )
-            });
-        }
-        for device in &server.devices {
-            unique(&mut devices, &device.value, device.at, f, || {
-                let what = format!("device {} is there twice", device.value);
-                (what, "a device belongs to one file system of one virtual server".to_owned())
-            });
-        }
         for node in server.preferred_nodes.iter().chain(&server.only_on) {
             check_name("node", node, f);
-        }
-        for unit in &server.storage_units {
-            check_name("storage unit", unit, f);
-        }
-        if let Some(at) = server.resources {
-            f.warn(
-                at,
-                "file systems and services are checked but not managed in this version",
-                "mount and start them by other means",
-            );
         }
         if server.reroute == Some(true) && raw.segments.len() < 2 {
             f.warn(
@@ -444,6 +422,7 @@ fn agent_config(
         },
         lease,
         cluster,
+        resources: all_resources(raw),
     }
 }
 
@@ -491,9 +470,19 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             reroute: s.reroute.unwrap_or(false),
             never_with: values(&s.never_with),
             only_on: values(&s.only_on),
-            devices: values(&s.devices),
+            devices: devices(s),
+            has_resources: resources(s).is_some(),
             addresses: values(&s.addresses),
         })
     };
     raw.servers.iter().filter_map(server).collect()
+}
+
+/// The names of its file systems' devices, as written.
+fn devices(s: &RawServer) -> Vec<String> {
+    s.resources.devices.iter().map(|d| d.value.to_string_lossy().into_owned()).collect()
+}
+
+fn all_resources(raw: &Raw) -> Vec<Resources> {
+    raw.servers.iter().filter_map(resources).collect()
 }

@@ -8,7 +8,7 @@ use baton_core::cluster::{Member, Members};
 use baton_core::config::{Balance, Segment, Timing, VirtualServer};
 
 use super::problem::Findings;
-use super::{ConfigErrors, Problems, balance, check, sections};
+use super::{ConfigErrors, Problems, Resources, balance, check, sections};
 
 /// By how many parts in a million two clocks' rates may differ: what NTP may slew two clocks apart.
 const CLOCK_ERROR_PPM: u32 = 1000;
@@ -30,6 +30,8 @@ pub struct Definitions {
     pub segments: Vec<Segment>,
     /// Virtual servers.
     pub servers: Vec<VirtualServer>,
+    /// File systems and services of those that have any.
+    pub resources: Vec<Resources>,
 }
 
 /// A node's own file names something that the definitions don't know.
@@ -147,6 +149,16 @@ impl Definitions {
         named(&mut lines, "segment", segments, &self.segments, |s| s.name.clone(), |s| format!("{s:?}"));
         let servers = old.map_or(&[][..], |d| &d.servers);
         named(&mut lines, "virtual server", servers, &self.servers, |s| s.name.clone(), |s| format!("{s:?}"));
+        let resources = old.map_or(&[][..], |d| &d.resources);
+        let text = |r: &Resources| format!("{:?} {:?}", r.filesystems, r.services);
+        named(
+            &mut lines,
+            "file systems and services of",
+            resources,
+            &self.resources,
+            |r| r.server.clone(),
+            text,
+        );
         lines
     }
 

@@ -18,6 +18,8 @@
 //! | `balance.*` | [`baton_core::config::Balance`] |
 //! | `virtual_server.priority`, `migrate`, `failback`, `reroute` | 100, true, `"manual"`, false |
 //! | `virtual_server.never_with`, `only_on` | none, all nodes |
+//! | `filesystem.options`, `fsck`, `start_limit`, `stop_limit` | none, false, 30 s, 30 s |
+//! | `service.start_limit`, `stop_limit`, `monitor_every`, `monitor_limit`, `restarts` | 30 s, 30 s, 10 s, 10 s, 3 |
 //!
 //! Ports and segments have no default: at least one of each must be there.
 
@@ -29,6 +31,7 @@ mod etcd;
 mod names;
 mod problem;
 mod reader;
+mod resources;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,7 @@ use baton_core::Config;
 
 pub use definitions::{Definitions, DefinitionsError};
 pub use problem::{ConfigErrors, Problem, Problems};
+pub use resources::{Exec, Export, Filesystem, Ganesha, Ocf, Resources, Service, ServiceKind};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";
@@ -76,6 +80,8 @@ pub struct AgentConfig {
     pub lease: Duration,
     /// `[cluster]`, with the store etcd.
     pub cluster: Option<ClusterConfig>,
+    /// File systems and services of the virtual servers that have any, where they are defined in the node's own file.
+    pub resources: Vec<Resources>,
 }
 
 /// `[cluster]` of a node.

@@ -8,6 +8,7 @@ use super::reader::{At, nearest};
 pub(super) fn name_is_good(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && !matches!(name, "." | "..") // names are folders' names, too
 }
 
 pub(super) fn check_name(what: &str, name: &At<String>, f: &mut Findings) {

@@ -45,7 +45,15 @@ impl<'a, 'de> Section<'a, 'de> {
             );
             return None;
         };
-        for key in table.keys().filter(|k| !known.contains(&k.name.as_ref())) {
+        let section = Section { table, at: value.span.start, name };
+        section.check_keys(known, f);
+        Some(section)
+    }
+
+    /// Reports the keys that it may not have.
+    pub(super) fn check_keys(&self, known: &[&str], f: &mut Findings) {
+        let name = self.name;
+        for key in self.table.keys().filter(|k| !known.contains(&k.name.as_ref())) {
             let fix = match nearest(&key.name, known) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known are {}", known.join(", ")),
@@ -53,7 +61,6 @@ impl<'a, 'de> Section<'a, 'de> {
             let place = if name.is_empty() { "section".to_owned() } else { format!("key in {name}") };
             f.error(key.span.start, format!("unknown {place}: `{}`", key.name), fix);
         }
-        Some(Section { table, at: value.span.start, name })
     }
 
     /// Is the key there?
@@ -77,8 +84,18 @@ impl<'a, 'de> Section<'a, 'de> {
             );
             return Vec::new();
         };
-        let open = |v: &'a Value<'de>| Some(Section { table: v.as_table()?, at: v.span.start, name });
-        list.iter().filter_map(open).collect()
+        let mut open = |v: &'a Value<'de>| match v.as_table() {
+            Some(table) => Some(Section { table, at: v.span.start, name }),
+            None => {
+                f.error(
+                    v.span.start,
+                    format!("{name} is {}, not a section", kind(v)),
+                    "write it as a section",
+                );
+                None
+            }
+        };
+        list.iter().filter_map(&mut open).collect()
     }
 
     /// A single sub-table.
@@ -236,6 +253,29 @@ impl<'a, 'de> Section<'a, 'de> {
                 None
             }
         }
+    }
+
+    /// A table of names and texts; numbers, true and false are texts too. Empty if absent, `None` (reported) if anything is wrong.
+    pub(super) fn texts(&self, key: &str, f: &mut Findings) -> Option<Vec<At<(String, String)>>> {
+        let Some(value) = self.table.get(key) else { return Some(Vec::new()) };
+        let Some(table) = value.as_table() else {
+            wrong(value, &self.called(key), "a table, as { name = \"value\" }", f);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for (name, value) in table {
+            let text = match value.as_ref() {
+                ValueInner::String(text) => text.to_string(),
+                ValueInner::Integer(n) => n.to_string(),
+                ValueInner::Boolean(b) => b.to_string(),
+                _ => {
+                    wrong(value, &format!("`{}` in `{key}`", name.name), "a text in quotes", f);
+                    return None;
+                }
+            };
+            texts.push(At { value: (name.name.to_string(), text), at: name.span.start });
+        }
+        Some(texts)
     }
 
     fn called(&self, key: &str) -> String {

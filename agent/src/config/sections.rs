@@ -11,6 +11,7 @@ use toml_span::value::Value;
 use super::balance;
 use super::problem::Findings;
 use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
+use super::resources::{self, RawResources};
 
 /// The file as written: every value with its place, nothing compared with anything else yet.
 #[derive(Default)]
@@ -112,11 +113,7 @@ pub(super) struct RawServer {
     pub(super) never_with: Vec<At<String>>,
     pub(super) only_on: Vec<At<String>>,
     pub(super) addresses: Vec<At<IpNet>>,
-    pub(super) devices: Vec<At<String>>,
-    pub(super) mounts: Vec<At<PathBuf>>,
-    pub(super) storage_units: Vec<At<String>>,
-    /// Offset of its first file system or service.
-    pub(super) resources: Option<usize>,
+    pub(super) resources: RawResources,
 }
 
 const ROOT: &[&str] = &[
@@ -218,7 +215,7 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
     let segment = &["name", "subnets", "gateway", "probe_targets", "port_failback"];
     raw.segments =
         root.sections("segment", "[[segment]]", segment, f).iter().map(|s| read_segment(s, f)).collect();
-    let server = &[
+    let server: &[&str] = &[
         "name",
         "priority",
         "migrate",
@@ -228,11 +225,9 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         "failback",
         "reroute",
         "addresses",
-        "filesystem",
-        "service",
     ];
     raw.servers = root
-        .sections("virtual_server", "[[virtual_server]]", server, f)
+        .sections("virtual_server", "[[virtual_server]]", &[server, &resources::KEYS[..]].concat(), f)
         .iter()
         .map(|s| read_server(s, f))
         .collect();
@@ -296,16 +291,7 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
         f.error(at, "[[virtual_server]] has no address", "add addresses = [\"10.0.0.10/24\"]");
     }
     let failback = s.text("failback", f).and_then(|text| read_failback(&text, f));
-    let filesystem = &["device", "mount", "type", "storage_unit"];
-    let filesystems = s.sections("filesystem", "[[virtual_server.filesystem]]", filesystem, f);
-    // What else a service has depends on its kind; the drivers, when they are there, check it.
-    let services = s.tables("service", "[[virtual_server.service]]", f);
-    for service in &services {
-        if service.required("kind", "systemd", f).is_some() {
-            service.word("kind", &["ocf", "systemd", "exec"], f);
-        }
-    }
-    let mut server = RawServer {
+    RawServer {
         at: s.at,
         name,
         priority: s.number("priority", f),
@@ -316,20 +302,8 @@ fn read_server(s: &Section<'_, '_>, f: &mut Findings) -> RawServer {
         never_with: names(s, "never_with", f),
         only_on: names(s, "only_on", f),
         addresses: addresses.map_or(Vec::new(), |l| l.value),
-        devices: Vec::new(),
-        mounts: Vec::new(),
-        storage_units: Vec::new(),
-        resources: filesystems.iter().chain(&services).map(|s| s.at).min(),
-    };
-    for fs in &filesystems {
-        server.devices.extend(fs.required("device", "/dev/disk/by-id/…", f));
-        if fs.required("mount", "/srv/projects", f).is_some() {
-            server.mounts.extend(fs.path("mount", f));
-        }
-        fs.required("type", "xfs", f);
-        server.storage_units.extend(fs.text("storage_unit", f));
+        resources: resources::read(s, f),
     }
-    server
 }
 
 /// `manual`, `immediate`, or a daily window `01:00-04:00`.

@@ -117,7 +117,7 @@ type = "xfs"
 storage_unit = "array-1"
 [[virtual_server.service]]
 kind = "ocf"
-agent = "heartbeat:nfsserver"
+agent = "heartbeat/nfsserver"
 "#;
     let loaded = good(text);
     assert_eq!(loaded.core.timing.hold_down, Duration::ZERO);
@@ -127,12 +127,9 @@ agent = "heartbeat:nfsserver"
     assert_eq!((loaded.core.servers[0].priority, loaded.core.servers[0].migrate), (7, false));
     assert_eq!(loaded.core.segments[0].probe_targets.len(), 2, "one of them is the gateway");
     assert_eq!(loaded.agent.store.path.to_str(), Some("/x/db"));
-    assert_eq!(
-        other_warnings(&loaded.warnings),
-        [
-            "38:1: file systems and services are checked but not managed in this version; mount and start them by other means"
-        ]
-    );
+    assert_eq!(other_warnings(&loaded.warnings), [""; 0]);
+    let [resources] = &loaded.agent.resources[..] else { panic!("one server has resources") };
+    assert_eq!((resources.filesystems.len(), resources.services.len()), (1, 1));
 }
 
 #[test]
@@ -161,14 +158,31 @@ fn the_packaged_example_is_good() {
         .fold(String::new(), |t, l| t + l + "\n");
     let full = good(&bare);
     let mut core = full.core;
-    core.servers.iter_mut().for_each(|server| server.preferred_nodes.clear());
+    for server in &mut core.servers {
+        server.preferred_nodes.clear();
+        server.devices.clear();
+        server.has_resources = false;
+    }
     core.ports.iter_mut().for_each(|port| port.speed_mbits = None);
     core.segments
         .iter_mut()
         .zip(&loaded.core.segments)
         .for_each(|(f, l)| f.probe_targets.clone_from(&l.probe_targets));
     assert_eq!(core, loaded.core);
-    assert_eq!(full.agent, loaded.agent);
+    let mut agent = full.agent;
+    let [resources] = &std::mem::take(&mut agent.resources)[..] else { panic!("a server with resources") };
+    let (filesystem, service) = (&resources.filesystems[0], &resources.services[0]);
+    let seconds = Duration::from_secs;
+    assert_eq!(
+        (filesystem.start_limit, filesystem.stop_limit, filesystem.fsck),
+        (seconds(30), seconds(30), false)
+    );
+    assert_eq!((service.start_limit, service.stop_limit), (seconds(30), seconds(30)));
+    assert_eq!(
+        (service.monitor_every, service.monitor_limit, service.restarts),
+        (seconds(10), seconds(10), 3)
+    );
+    assert_eq!(agent, loaded.agent);
 }
 
 /// Line of [`GOOD`] to replace, its new text, and the only error expected.
@@ -544,7 +558,7 @@ kind = "cron"
             "21:31: address 10.7.0.1 is in no segment's subnets; correct it, or add its subnet to a [[segment]]",
             "23:11: device /dev/a is there twice, first in line 16; a device belongs to one file system of one virtual server",
             "24:10: /srv/a is mounted twice, first in line 17; give each file system its own folder",
-            "27:9: `kind` in [[virtual_server.service]] is \"cron\"; write \"ocf\" or \"systemd\" or \"exec\"",
+            "27:9: `kind` in [[virtual_server.service]] is \"cron\"; write \"exec\" or \"ocf\" or \"nfs-ganesha\" or \"systemd\" or \"samba\"",
         ]
     );
 }

@@ -41,12 +41,22 @@ pub enum ToSlow {
         /// When.
         at: Time,
         /// What core was told.
-        input: Input,
+        input: Box<Input>,
         /// What it asked for.
         effects: Vec<Effect>,
     },
     /// The whole machine, from which a replay can start.
     Checkpoint(Box<Machine>),
+}
+
+/// What is asked for of the file systems and services of a virtual server; answered by [`Input::Resources`], in the order of the
+/// requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResourceRequest {
+    /// Start them all. Given up where they are to be stopped meanwhile.
+    Start(String),
+    /// Stop them all, and what a start has left.
+    Stop(String),
 }
 
 /// Why the fast thread could not start, or stopped.
@@ -76,6 +86,12 @@ pub enum FastError {
     /// The planner has failed; its message is in the log.
     #[error("the planner is gone")]
     PlannerGone,
+    /// File systems and services are asked for while much else is, and nothing has been done yet.
+    #[error("file systems and services can't be started or stopped: too much is asked for")]
+    ResourcesBusy,
+    /// Nobody starts or stops file systems and services any more; the log says why.
+    #[error("file systems and services can't be started or stopped: their thread is gone")]
+    ResourcesGone,
     /// Routes or rules were refused.
     #[error("routes and rules of segment {segment}: {error}")]
     Steer {

@@ -85,6 +85,19 @@ fn neighbour_message(ifindex: IfIndex, address: IpAddr) -> NeighbourMessage {
     m
 }
 
+/// Makes an address the node's own for its own programs, before it is configured on a port, and while it is on none: services are
+/// reached there from when they start. Nobody else notices: ports answer for what is configured on them only.
+pub fn add_local(address: IpAddr) -> Change {
+    let message = RouteNetlinkMessage::NewRoute(steering::local_route(address));
+    Change { message, flags: NLM_F_CREATE | NLM_F_EXCL, fine: &[libc::EEXIST] }
+}
+
+/// Takes that back; it is fine if there is nothing to take back.
+pub fn remove_local(address: IpAddr) -> Change {
+    let message = RouteNetlinkMessage::DelRoute(steering::local_route(address));
+    Change { message, flags: 0, fine: &[libc::ESRCH] }
+}
+
 /// Removes an address; one that is gone, with its interface or without, is fine.
 pub fn remove_address(ifindex: IfIndex, address: IpAddr) -> Change {
     Change {

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use baton_core::{Config, IfIndex};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
@@ -17,6 +19,10 @@ use super::netlink::{Change, MARK, family};
 pub const TABLE_BASE: u32 = 9800;
 /// How many tables are Baton's.
 pub const TABLES: u32 = 200;
+/// RT_TABLE_LOCAL of linux/rtnetlink.h: asked before all others.
+const LOCAL_TABLE: u32 = 255;
+/// The loopback interface has this index in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// Next hop of a segment that is reached by way of a peer: an address of Baton's own on the link (RFC 3927, RFC 4291), whose
 /// neighbour entry holds the peer's MAC address. Each segment has its own.
@@ -122,6 +128,22 @@ fn by_port<T>(route_to: RouteMessageBuilder<T>, route: &Route) -> RouteMessage {
     mine.output_interface(route.ifindex.0).build()
 }
 
+/// A route by which the node reaches an address as its own.
+pub(super) fn local_route(address: IpAddr) -> RouteMessage {
+    match address {
+        IpAddr::V4(address) => {
+            let to = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32);
+            local(to.scope(RouteScope::Host))
+        }
+        IpAddr::V6(address) => local(RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128)),
+    }
+}
+
+fn local<T>(route_to: RouteMessageBuilder<T>) -> RouteMessage {
+    let mine = route_to.protocol(RouteProtocol::from(MARK)).table_id(LOCAL_TABLE).kind(RouteType::Local);
+    mine.output_interface(LOOPBACK).build()
+}
+
 /// A rule: what comes from `from` is routed by `table`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
@@ -161,7 +183,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     m
 }
 
-/// What a route message says, if it is one of ours.
+/// What a route message says, if it is one of ours in a segment's table.
 pub fn route(m: &RouteMessage) -> Option<Route> {
     if u8::from(m.header.protocol) != MARK {
         return None;
@@ -184,6 +206,9 @@ pub fn route(m: &RouteMessage) -> Option<Route> {
             RouteAttribute::Table(t) => table = *t,
             _ => {}
         }
+    }
+    if !(TABLE_BASE..TABLE_BASE + TABLES).contains(&table) {
+        return None;
     }
     let destination = IpNet::new(destination, m.header.destination_prefix_length).ok()?;
     Some(Route { table, destination, metric, ifindex, gateway })

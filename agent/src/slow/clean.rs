@@ -26,6 +26,12 @@ pub enum CleanError {
     /// The saved settings can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// File systems or services are still there.
+    #[error("not stopped: {0}; see to it, and run this again")]
+    Resources(String),
+    /// What runs can't be found.
+    #[error("file systems and services: {0}")]
+    Folder(#[source] io::Error),
     /// A setting could not be restored.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -48,8 +54,8 @@ pub struct Cleaned {
     pub rules: usize,
 }
 
-/// Takes away addresses first, then routes and rules, then the kernel programs, so that nothing answers unjudged in
-/// between; then restores settings. Can be repeated. Refuses while an agent runs.
+/// Takes away addresses first, then routes and rules, then stops services and unmounts file systems, then takes away the kernel
+/// programs, so that nothing answers unjudged in between; then restores settings. Can be repeated. Refuses while an agent runs.
 ///
 /// # Errors
 /// The first that occurs; what was taken away until then stays away.
@@ -70,10 +76,16 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
     {
         return Err(CleanError::Netlink(error));
     }
+    // Nobody is served any more.
+    let failed =
+        crate::resources::clean(&super::resources::setup("", Vec::new())).map_err(CleanError::Folder)?;
+    if !failed.is_empty() {
+        return Err(CleanError::Resources(failed.join("; ")));
+    }
     kernel::remove_all(&agent.paths.bpffs)?;
     if agent.store.path.exists() {
         let mut store = FileStore::open(&agent.store.path)?;
-        sysctl::restore(&mut store, &BTreeSet::new())?;
+        sysctl::restore(&mut store, &BTreeSet::new(), false)?;
     }
     Ok(Cleaned { addresses: ours.len(), routes: routes.len(), rules: rules.len() })
 }

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{RunError, probe_key};
-use crate::config::{ClusterConfig, Definitions, EtcdConfig};
+use crate::config::{ClusterConfig, Definitions, EtcdConfig, Resources};
 use crate::fast::{Membership, StoreLink};
 use crate::io::kernel::{Kernel, node_number};
 use crate::store::etcd::{self, Etcd, EtcdError, Known};
@@ -33,6 +33,8 @@ const CACHE: &str = "cluster.json";
 /// What a node starts with.
 pub(super) struct Joined {
     pub config: Config,
+    /// File systems and services of the virtual servers that have any.
+    pub resources: Vec<Resources>,
     pub incarnation: u64,
     pub key: SipKey,
     /// `None`: it is alone.
@@ -125,8 +127,9 @@ pub(super) fn join(
     })?;
     // What the store told meanwhile is read again by the thread that serves it, on connections of its own.
     let (etcd, idle) = (Etcd::new(etcd_config)?, Etcd::new(etcd_config)?);
-    Ok(joined.map(|(config, incarnation, known, start, membership)| Joined {
+    Ok(joined.map(|(config, resources, incarnation, known, start, membership)| Joined {
         config,
+        resources,
         incarnation,
         key,
         cluster: Some(Joining { etcd, idle, known, start, membership }),
@@ -139,7 +142,7 @@ async fn prepare(
     cluster: &ClusterConfig,
     state: &Path,
     kernel: &mut Kernel,
-) -> Result<(Config, u64, Known, ClusterStart, Membership), RunError> {
+) -> Result<(Config, Vec<Resources>, u64, Known, ClusterStart, Membership), RunError> {
     let lease = kernel.lease()?;
     let lost_memory = lease.incarnation == 0 || lease.members == 0;
     let defined = defined(etcd, &state.join(CACHE), !lost_memory).await;
@@ -174,7 +177,8 @@ async fn prepare(
         verdicts,
     };
     let known = Known { generation, members: members.version };
-    Ok((config, incarnation, known, start, Membership { table, members, slot }))
+    let resources = definitions.resources;
+    Ok((config, resources, incarnation, known, start, Membership { table, members, slot }))
 }
 
 /// What the store defines. Where it can't be reached and `cached` is permitted, what it last defined.

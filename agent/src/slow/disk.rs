@@ -71,7 +71,7 @@ async fn work(
                 Ok(())
             }
             ToSlow::Record { at, input, effects } => {
-                recorder.as_mut().map_or(Ok(()), |r| r.step(at, input, effects))
+                recorder.as_mut().map_or(Ok(()), |r| r.step(at, *input, effects))
             }
             ToSlow::Checkpoint(machine) => recorder.as_mut().map_or(Ok(()), |r| r.checkpoint(machine)),
         };

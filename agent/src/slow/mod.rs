@@ -11,6 +11,7 @@ mod planner;
 mod ports;
 mod probe_key;
 pub mod record;
+mod resources;
 mod sample;
 pub mod sysctl;
 
@@ -44,6 +45,8 @@ const RECORDS: usize = 4096;
 const EVENTS: usize = 4096;
 /// Plans that are asked for; a full channel fails them, and core asks again.
 const PLANS: usize = 4;
+/// Starts and stops of file systems and services that are asked for; a full channel fails them, and core asks again.
+const RESOURCES: usize = 256;
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
 
@@ -140,13 +143,14 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace).map_err(RunError::Start)?;
     let mut store = FileStore::open(&agent.store.path)?;
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
-    let Joined { config, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {
+    let Joined { config, resources, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {
         (StoreKind::Etcd(etcd), Some(own)) => match cluster::join(config, etcd, own, state, &mut kernel)? {
             Some(joined) => joined,
             None => return Ok(Ended::Stop),
         },
         _ => Joined {
             config: config.clone(),
+            resources: agent.resources.clone(),
             incarnation: store.next_incarnation(&boot_id()?)?,
             key: probe_key::load(state)?,
             cluster: None,
@@ -155,8 +159,12 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let ports = config.ports.iter().map(|p| &p.interface);
     let kept: BTreeSet<String> =
         ports.flat_map(|port| sysctl::below(port).into_iter().chain([port.clone()])).collect();
-    if let Err(e) = sysctl::restore(&mut store, &kept) {
-        tracing::warn!("settings of former ports could not be restored: {e}");
+    let has_services = resources.iter().any(|r| !r.services.is_empty());
+    if let Err(e) = sysctl::restore(&mut store, &kept, has_services) {
+        tracing::warn!("settings that are no longer needed could not be restored: {e}");
+    }
+    if has_services && let Err(e) = sysctl::prepare_for_services(&mut store) {
+        tracing::error!("services may not start before their addresses are there: {e}");
     }
     let reader = kernel.reader()?;
     let identity = Identity { key, node: node_number(&config.node), incarnation };
@@ -183,6 +191,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let (records, records_rx) = mpsc::channel(RECORDS);
     let (events, events_rx) = mpsc::channel(EVENTS);
     let (plans, plans_rx) = mpsc::channel(PLANS);
+    let (requests, requests_rx) = mpsc::channel(RESOURCES);
     let (stop, stop_rx) = oneshot::channel();
     let (ended, ended_rx) = oneshot::channel();
     let (ready, ready_rx) = oneshot::channel();
@@ -197,17 +206,21 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let disk =
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
     let planner = planner::spawn(plans_rx, inputs.clone()).map_err(RunError::Start)?;
+    let setup = resources::setup(&config.node, resources);
+    let (resources, running) =
+        resources::spawn(&setup, requests_rx, inputs.clone()).map_err(RunError::Start)?;
     let links = Links {
         inputs: inputs_rx,
         slow: records,
         events,
         publisher: publisher.clone(),
         plans,
+        resources: requests,
         store: store_link,
         stop: stop_rx,
     };
     let sampler = sample::Sampler::new(&config, reader, path_reader, publisher, inputs);
-    let setup = Setup { config, incarnation, cluster: start, grace: agent.agent_grace };
+    let setup = Setup { config, incarnation, cluster: start, running, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
     let runtime =
@@ -246,6 +259,12 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     drop(stop);
     let fast = fast.join().map_err(|_| RunError::Panicked)?;
     drop(runtime); // ends the sampler, the last to hold a way to the disk thread
+    // Whoever waits for a child that is being killed takes a moment, in which this node must not be given up.
+    let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace);
+    if resources.join().is_err() {
+        tracing::error!("the thread of file systems and services has panicked");
+    }
+    drop(promises);
     disk.join().map_err(|_| RunError::Panicked)?;
     if planner.join().is_err() {
         tracing::error!("the planner has panicked; nothing was planned since");

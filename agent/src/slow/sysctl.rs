@@ -28,6 +28,10 @@ const NEEDED: [(&str, &str); 7] = [
 /// and is not to answer for the port.
 const NEEDED_BELOW: [(&str, &str); 1] = [("ipv4/conf/*/arp_ignore", "1")];
 
+/// What the whole node needs where a virtual server has services: they start, and bind its addresses, before any port has these.
+const NEEDED_BY_SERVICES: [(&str, &str); 2] =
+    [("ipv4/ip_nonlocal_bind", "1"), ("ipv6/ip_nonlocal_bind", "1")];
+
 /// A setting could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SysctlError {
@@ -49,6 +53,11 @@ pub enum SysctlError {
 pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError> {
     set(store, interface, &NEEDED)?;
     below(interface).iter().try_for_each(|lower| set(store, lower, &NEEDED_BELOW))
+}
+
+/// Saves the original settings of the node, then makes those that services need.
+pub fn prepare_for_services(store: &mut dyn Store) -> Result<(), SysctlError> {
+    set(store, "", &NEEDED_BY_SERVICES)
 }
 
 /// The interfaces that this one lies on, directly or not, as the kernel links them in sysfs.
@@ -86,12 +95,19 @@ fn set(store: &mut dyn Store, interface: &str, needed: &[(&str, &str)]) -> Resul
     Ok(())
 }
 
-/// Restores the settings of all interfaces but `keep`. One that is gone, or was changed by somebody else since, is left.
-pub fn restore(store: &mut dyn Store, keep: &BTreeSet<String>) -> Result<(), SysctlError> {
+/// Restores the settings of all interfaces but `keep`, and those of the node unless it still has `services`. One that is gone, or
+/// was changed by somebody else since, is left.
+pub fn restore(store: &mut dyn Store, keep: &BTreeSet<String>, services: bool) -> Result<(), SysctlError> {
     for (key, original) in store.originals()? {
-        let needed = NEEDED.iter().find(|(pattern, _)| interface(pattern, &key).is_some());
-        let Some((pattern, value)) = needed else { continue };
-        if interface(pattern, &key).is_some_and(|i| keep.contains(i)) {
+        let of_interface =
+            NEEDED.iter().find_map(|(pattern, value)| Some((interface(pattern, &key)?, value)));
+        let of_node = NEEDED_BY_SERVICES.iter().find(|(known, _)| *known == key);
+        let (kept, value) = match (of_interface, of_node) {
+            (Some((interface, value)), _) => (keep.contains(interface), value),
+            (None, Some((_, value))) => (services, value),
+            (None, None) => continue,
+        };
+        if kept {
             continue;
         }
         let path = path(&key);

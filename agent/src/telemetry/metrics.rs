@@ -122,6 +122,9 @@ impl Metrics {
             | EventKind::Leaving { .. }
             | EventKind::Balance { .. }
             | EventKind::Deposed { .. }
+            | EventKind::ResourcesStarted { .. }
+            | EventKind::ResourcesStopped { .. }
+            | EventKind::ResourcesFailed { .. }
             | EventKind::Rerouting { .. }
             | EventKind::RerouteOver { .. }
             | EventKind::Routing { .. }

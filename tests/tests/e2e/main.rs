@@ -13,5 +13,6 @@ mod many;
 mod measure;
 mod repair;
 mod restart;
+mod services;
 mod silent;
 mod spread;

@@ -20,8 +20,8 @@ fn a_device_and_the_host_are_measured() -> Result<()> {
         format!("\n[[virtual_server.filesystem]]\ndevice = {device:?}\nmount = {mount:?}\ntype = \"xfs\"\n")
     };
     let text = config(1).server("projects", &["10.0.0.10/24"]).text()
-        + &filesystem(&name, "/srv/projects")
-        + &filesystem("/dev/baton-lab-missing", "/srv/missing");
+        + &filesystem(&name, "/run/lab/projects")
+        + &filesystem("/dev/baton-lab-missing", "/run/lab/missing");
     let agent = Agent::start_text(lab.host("fs1")?, &text)?;
     let labels = [("virtual_server", "projects"), ("device", name.as_str())];
     let read = |metric_name| metric(&agent.metrics().ok()?, metric_name, &labels);

@@ -74,6 +74,20 @@ impl Machine {
         }
     }
 
+    /// Stops serving: the mark goes off, and the addresses go.
+    pub(super) fn unserve(&mut self, index: usize) {
+        let server = self.servers[index].name.clone();
+        self.servers[index].marked = false;
+        self.out.push(Effect::Mark { server, incarnation: None });
+        let mut gone = Vec::new();
+        for (address, vip) in self.vips.iter_mut().filter(|(_, v)| v.server == index) {
+            vip.port = None;
+            gone.extend(self.assigned.iter().copied().filter(|(a, _)| a == address));
+        }
+        self.remove(gone);
+        self.segments().iter().for_each(|s| self.steer(s));
+    }
+
     /// Goes on serving what an earlier agent served: completes it, and moves it off ports that have failed meanwhile.
     pub(super) fn serve_on(&mut self) {
         for p in 0..self.ports.len() {

@@ -17,7 +17,8 @@
 //! they stay where they are, for there is nothing to win.
 //!
 //! `ports` keeps port states, `paths` watches for silence and loss, `bind` moves addresses, `announce` repeats
-//! announcements, `load` measures what virtual servers cost, `view` builds the snapshot.
+//! announcements, `load` measures what virtual servers cost, `resources` has file systems and services started before
+//! anything is served, `view` builds the snapshot.
 
 mod announce;
 mod bind;
@@ -25,6 +26,7 @@ mod cluster;
 mod load;
 mod paths;
 mod ports;
+mod resources;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,8 @@ pub struct Machine {
     routed: BTreeMap<IpAddr, Hop>,
     watch: paths::Watch,
     cluster: Option<cluster::Cluster>,
+    /// Virtual servers whose serving mark is not yet known to be off, where something waits for that.
+    clearing: BTreeSet<String>,
     repeats: announce::Repeats,
     conflicts: Vec<Conflict>,
     repair_at: Option<Time>,
@@ -100,6 +104,8 @@ struct Server {
     routing: BTreeSet<String>,
     /// Its load here.
     measured: load::Measured,
+    /// Its file systems and services, where it has any.
+    resources: Option<resources::Resources>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,6 +166,7 @@ impl Machine {
             Input::Planned(moves) => self.planned(moves),
             Input::Minute(minute) => self.minute_of_day(minute),
             Input::MarkCleared(server) => self.mark_cleared(&server),
+            Input::Resources { server, state } => self.resources_told(&server, state),
             Input::Failed(effect, error) => self.failed(*effect, error),
             Input::Wake => {}
         }
@@ -178,7 +185,9 @@ impl Machine {
         let holds = (0..self.ports.len()).filter_map(|p| self.ends_at(p));
         let conflicts = self.conflicts.iter().filter(|c| c.mac.is_some()).map(|c| c.seen + CLAIM_EXPIRES);
         let cluster = self.cluster_deadline();
-        holds.chain(conflicts).chain(self.repeats.next()).chain(self.repair_at).chain(cluster).min()
+        let resources = self.resources_deadline();
+        let rest = self.repeats.next().into_iter().chain(self.repair_at).chain(cluster).chain(resources);
+        holds.chain(conflicts).chain(rest).min()
     }
 
     /// Everything whose time has come.
@@ -403,10 +412,18 @@ impl Machine {
             return; // an answer to an earlier life
         }
         self.servers[index].owner = Some(owner);
+        if !self.servers[index].marked && self.servers[index].resources.is_some() {
+            return; // served when its file systems and services run
+        }
         if !self.servers[index].marked {
             self.serve(index);
         }
         self.event(EventKind::Serving { server: name.to_owned(), epoch: owner.epoch });
+    }
+
+    /// The kernel programs don't serve it any more.
+    fn mark_cleared(&mut self, server: &str) {
+        self.clearing.remove(server);
     }
 
     fn tell_failure(&mut self, effect: String, error: String) {
@@ -439,11 +456,14 @@ impl Machine {
                 self.steered.remove(&segment);
             }
             Effect::Mark { server, incarnation: Some(_) } => {
+                self.serve_later(&server);
                 for server in self.servers.iter_mut().filter(|s| s.name == server) {
                     server.marked = false;
                     server.routing.clear();
                 }
             }
+            Effect::StartResources(server) => self.resources_unsent(&server, resources::Phase::Starting),
+            Effect::StopResources(server) => self.resources_unsent(&server, resources::Phase::Stopping),
             // A burst of many may overrun what the port can take.
             Effect::Announce(_, address) => self.repeats.soon(self.now + ANNOUNCE_AGAIN, address),
             Effect::Permit { address, .. } => {
@@ -465,6 +485,13 @@ impl Machine {
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);
     }
 
+    /// Asks again for marks to be cleared where that is not confirmed.
+    fn clear_marks_again(&mut self) {
+        let again =
+            self.clearing.iter().map(|server| Effect::Mark { server: server.clone(), incarnation: None });
+        self.out.extend(again);
+    }
+
     /// Asks again for whatever should be and is not.
     fn repair(&mut self) {
         for port in 0..self.ports.len() {
@@ -474,10 +501,11 @@ impl Machine {
             self.steer(&segment);
         }
         self.clear_marks_again();
+        self.ask_resources_again();
         for i in 0..if self.cluster.is_some() { 0 } else { self.servers.len() } {
             if self.servers[i].owner.is_none() {
                 self.out.push(Effect::Take(self.servers[i].name.clone()));
-            } else if !self.servers[i].marked {
+            } else if !self.servers[i].marked && self.servers[i].resources.is_none() {
                 self.serve(i);
             }
         }

@@ -7,13 +7,14 @@ use std::net::IpAddr;
 use super::cluster::Cluster;
 use super::load::Measured;
 use super::ports::Port;
+use super::resources::{Phase, Resources};
 use super::{Machine, Server, Vip};
 use crate::config::VirtualServer;
 use crate::{Effect, EventKind, IfIndex, Start};
 
 impl Machine {
     pub(super) fn start(&mut self, start: Start) {
-        let Start { config, incarnation, found, bound, marked, routed, cluster } = start;
+        let Start { config, incarnation, found, bound, marked, routed, running, cluster } = start;
         let cluster = cluster.map(|c| Cluster::new(c, &config.node, self.now));
         *self = Machine { now: self.now, incarnation, cluster, ..Machine::default() };
         self.ports = config.ports.iter().map(Port::new).collect();
@@ -21,6 +22,7 @@ impl Machine {
 
         let mut servers: Vec<_> = config.servers.iter().collect();
         servers.sort_by_key(|s| (Reverse(s.priority), s.name.clone()));
+        let mut unready = Vec::new();
         for (index, s) in servers.into_iter().enumerate() {
             let (name, priority) = (s.name.clone(), s.priority);
             let mut routing = BTreeSet::new();
@@ -31,10 +33,19 @@ impl Machine {
                 }
                 self.vips.insert(address, Vip { server: index, segment, port: None, rate: 0.0 });
             }
-            let marked = marked.contains(&name) && routing.is_empty();
+            let resources = s.has_resources.then(|| Resources::found(running.contains(&name), self.now));
+            let ready = resources.as_ref().is_none_or(|r| r.phase() == Phase::Running);
+            let adopted = marked.contains(&name) && routing.is_empty();
+            if adopted && !ready {
+                unready.push(index);
+            }
+            let marked = adopted && ready;
             let measured = Measured::default();
-            self.servers.push(Server { name, priority, owner: None, marked, routing, measured });
+            self.servers.push(Server { name, priority, owner: None, marked, routing, measured, resources });
         }
+        let known = |name: &&String| self.servers.iter().any(|s| s.name == **name && s.resources.is_some());
+        let strangers: Vec<_> = running.iter().filter(|name| !known(name)).cloned().collect();
+        self.out.extend(strangers.into_iter().map(Effect::StopResources));
         let timing = config.timing.clone();
         self.config = Some(config);
         self.repeats.set_schedule(timing.announce_repeat);
@@ -44,6 +55,8 @@ impl Machine {
         }
         self.assigned = found.addresses.iter().filter(|a| a.ours).map(|a| (a.address, a.ifindex)).collect();
         let adopted = self.adopt(&bound);
+        // What was served runs no more: it is started first.
+        unready.into_iter().for_each(|index| self.withhold(index));
         for segment in self.segments() {
             self.steer(&segment);
         }

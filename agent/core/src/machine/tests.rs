@@ -64,6 +64,7 @@ fn start(config: Config) -> Start {
         bound: BTreeMap::new(),
         marked: BTreeSet::new(),
         routed: BTreeSet::new(),
+        running: BTreeSet::new(),
         cluster: None,
     }
 }

@@ -1,6 +1,7 @@
 //! The snapshot: what is published of the machine.
 
 use super::ports::Programs;
+use super::resources::Resources;
 use super::{Machine, Server, Vip};
 use crate::{AddressView, ConflictView, NodeView, PortView, ServerView, Snapshot, Time};
 
@@ -93,7 +94,7 @@ impl Machine {
             answered && v.port.is_some_and(|p| self.ports[p].is_usable())
         };
         match server.marked {
-            false => "starting",
+            false => server.resources.as_ref().map_or("starting", Resources::word),
             true if vips.iter().all(usable) => "serving",
             true => "failed",
         }

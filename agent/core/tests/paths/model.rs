@@ -127,6 +127,7 @@ impl Net {
             bound: BTreeMap::new(),
             marked: BTreeSet::new(),
             routed: BTreeSet::new(),
+            running: BTreeSet::new(),
             cluster: None,
         };
         net.tell(Input::Start(Box::new(start)));

@@ -13,7 +13,7 @@ use super::stages::Stages;
 use super::{Driver, PlanRequest, lease, now};
 use crate::fast::netlink::{self, Change};
 use crate::fast::steering::{self, Route, Rule, wanted};
-use crate::fast::{FastError, ToSlow};
+use crate::fast::{FastError, ResourceRequest, ToSlow};
 
 impl Driver {
     /// Carries out effects in order; neighbours of one kind go to the kernel together. Returns when the last address
@@ -48,6 +48,8 @@ impl Driver {
                 | Effect::Incarnation(_)
                 | Effect::Store(_)
                 | Effect::Plan(..)
+                | Effect::StartResources(_)
+                | Effect::StopResources(_)
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -83,6 +85,8 @@ impl Driver {
                 Ok(())
             }
             Effect::Plan(situation, policy) => self.ask_planner(situation, *policy),
+            Effect::StartResources(server) => self.ask_resources(ResourceRequest::Start(server.clone())),
+            Effect::StopResources(server) => self.ask_resources(ResourceRequest::Stop(server.clone())),
             Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
             Effect::ForgetUnresolved(ifindex) => {
@@ -147,6 +151,13 @@ impl Driver {
         self.links.plans.try_send(request).map_err(|e| match e {
             TrySendError::Full(_) => FastError::PlannerBusy,
             TrySendError::Closed(_) => FastError::PlannerGone,
+        })
+    }
+
+    fn ask_resources(&mut self, request: ResourceRequest) -> Result<(), FastError> {
+        self.links.resources.try_send(request).map_err(|e| match e {
+            TrySendError::Full(_) => FastError::ResourcesBusy,
+            TrySendError::Closed(_) => FastError::ResourcesGone,
         })
     }
 

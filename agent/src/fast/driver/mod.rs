@@ -29,10 +29,10 @@ use crate::fast::listen::{Heard, Listener};
 use crate::fast::netlink::Requests;
 use crate::fast::prober::{Prober, Probing};
 use crate::fast::steering::Steering;
-use crate::fast::{FastError, ToSlow};
+use crate::fast::{FastError, ResourceRequest, ToSlow};
 use crate::io::kernel::{Kernel, Report};
 use crate::telemetry::Publisher;
-use stages::{finished, taken};
+use stages::{Takes, finished};
 
 /// The snapshot is published at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(50);
@@ -55,6 +55,9 @@ pub struct Links {
     pub publisher: Arc<Publisher>,
     /// To the planner. Bounded: what a full channel doesn't take has failed.
     pub plans: mpsc::Sender<PlanRequest>,
+    /// To whoever starts and stops file systems and services. Bounded: what a full channel doesn't take has failed, and core asks
+    /// again.
+    pub resources: mpsc::Sender<ResourceRequest>,
     /// The store of a cluster.
     pub store: Option<StoreLink>,
     /// Closed: stop.
@@ -86,6 +89,8 @@ pub struct Setup {
     pub incarnation: u64,
     /// What is known of the cluster, if there is one; without it the lease has no end.
     pub cluster: Option<ClusterStart>,
+    /// Virtual servers whose file systems and services all run.
+    pub running: BTreeSet<String>,
     /// How far ahead the agent promises the kernel programs to be there.
     pub grace: Duration,
 }
@@ -106,6 +111,7 @@ pub struct Driver {
     /// Segments that are reached by way of a peer.
     vias: BTreeMap<String, Hop>,
     prober: Prober,
+    takes: Takes,
     /// When core was last shown the path table,
     looked: Time,
     /// and what is heard of the other members.
@@ -139,7 +145,7 @@ impl Driver {
         probing: Probing,
         links: Links,
     ) -> Result<Driver, FastError> {
-        let Setup { config, incarnation, cluster, grace } = setup;
+        let Setup { config, incarnation, cluster, running, grace } = setup;
         let vips: BTreeSet<IpAddr> =
             config.servers.iter().flat_map(|s| &s.addresses).map(|n| n.addr()).collect();
         let segments = config.segments.iter().map(|s| s.name.clone()).collect();
@@ -167,6 +173,7 @@ impl Driver {
             steering: Steering::default(),
             vias: BTreeMap::new(),
             prober: Prober::new(probing, &config)?,
+            takes: Takes::default(),
             looked: Time::default(),
             looked_at_peers: Time::default(),
             verdict_due: None,
@@ -185,7 +192,7 @@ impl Driver {
         driver.watch_carriers();
         driver.promise();
         driver.expect_peers(&found, cluster.as_ref())?;
-        let start = Start { config, incarnation, found, bound, marked, routed, cluster };
+        let start = Start { config, incarnation, found, bound, marked, routed, running, cluster };
         driver.take(Input::Start(Box::new(start)), now());
         driver.sweep().map_err(FastError::Netlink)?;
         // After their addresses have gone elsewhere.
@@ -364,7 +371,7 @@ impl Driver {
             }
             self.let_go();
             let done = finished(&effects, cause, at, decided, &stages);
-            if let Some(done) = done.or_else(|| taken(&effects, at, &stages)) {
+            for done in done.into_iter().chain(self.takes.done(&effects, at, &stages)) {
                 self.event(done);
             }
             self.probe_ports(&input);
@@ -373,7 +380,7 @@ impl Driver {
                 self.links.publisher.planning.send_replace(Arc::new(self.machine.planning()));
             }
             let weight = weight(&input);
-            self.tell(ToSlow::Record { at, input, effects });
+            self.tell(ToSlow::Record { at, input: Box::new(input), effects });
             self.checkpoint(weight);
         }
     }

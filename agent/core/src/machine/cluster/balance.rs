@@ -334,6 +334,7 @@ impl Machine {
             let at_home = server.owner.as_ref().is_some_and(|o| definition.preferred_nodes.contains(o));
             server.rested = match definition.failback {
                 Failback::Immediate | Failback::Window(..) if at_home => Some(Duration::ZERO),
+                _ if record.is_some_and(|r| !r.failed_on.is_empty()) => Some(Duration::ZERO),
                 _ if cluster.balancing.known.get(&definition.name).is_none_or(|l| *l < LIGHT) => {
                     Some(Duration::ZERO)
                 }

@@ -205,7 +205,7 @@ fn nothing_is_planned_while_something_is_to_be_taken_or_moved() {
     world.changed(Entry::Move("x".into(), Some(Wish::administrator("c"))));
     assert_eq!(plans(&world.pass(20)), 0);
     world.changed(Entry::Move("x".into(), None));
-    let released = Some(Release { next: Some("c".into()), reason: Reason::Drain });
+    let released = Some(Release { next: Some("c".into()), reason: Reason::Drain, stopping: None });
     world.changed(Entry::Record("x".into(), Some(Record { released, ..Record::of("b", 1, 1, 1) })));
     assert_eq!(plans(&world.tell(Input::Sample(Sample { over: SECOND, ..Sample::default() }))), 0);
     world.changed(Entry::Record("x".into(), Some(Record::of("c", 1, 1, 2))));
@@ -348,7 +348,7 @@ fn a_load_that_comes_along_counts_until_this_node_has_measured_enough() {
     let mut world = World::new(BalanceMode::Off, &[(server("x"), "b")], "c");
     world.load("b", &[("x", 40)]);
     world.pass(1);
-    let released = Some(Release { next: Some("a".into()), reason: Reason::Balance });
+    let released = Some(Release { next: Some("a".into()), reason: Reason::Balance, stopping: None });
     let asked =
         world.changed(Entry::Record("x".into(), Some(Record { released, ..Record::of("b", 1, 1, 1) })));
     world.answer(&asked);

@@ -4,8 +4,10 @@
 //! Long enough is [`FAILBACK_AFTER`] at first. Every failure of the node makes it twice as long, up to [`FAILBACK_MOST`],
 //! until the node has been fit for as long as that: a node that flaps does not drag its virtual servers to and fro. To be
 //! drained is no failure. Fitness is kept for each segment of a node: one whose ports flap in a segment is not fit there,
-//! however well it is otherwise. An agent that starts anew has forgotten the failures of others.
+//! however well it is otherwise. A virtual server whose file systems or services have failed on a node waits likewise, by itself,
+//! from when that is forgotten (`resources`). An agent that starts anew has forgotten the failures of others.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::Machine;
 use super::Cluster;
 use crate::Time;
-use crate::config::Failback;
+use crate::config::{Failback, VirtualServer};
 
 /// A preferred node gets its virtual servers back when it has been fit for this long,
 const FAILBACK_AFTER: Duration = Duration::from_secs(10);
@@ -59,6 +61,36 @@ impl Cluster {
         segments.iter().all(|s| fitness.get(*s).and_then(Fitness::due).is_some_and(|due| due <= now))
     }
 
+    /// Has the virtual server not failed on this node, or not for long enough?
+    fn has_fared_well(&self, server: &str, node: &str, now: Time) -> bool {
+        let fared = self.fared.get(server).and_then(|nodes| nodes.get(node));
+        fared.is_none_or(|f| f.due().is_some_and(|due| due <= now))
+    }
+
+    /// Keeps since when no failure of a virtual server on a node is remembered any more. Returns when the next one has been over for
+    /// long enough.
+    fn follow_failures(&mut self, now: Time) -> Option<Time> {
+        for (server, (record, _)) in self.records.iter().filter(|(_, (r, _))| !r.failed_on.is_empty()) {
+            let nodes = self.fared.entry(server.clone()).or_default();
+            record.failed_on.iter().for_each(|node| {
+                nodes.entry(node.clone()).or_default();
+            });
+        }
+        let (members, records) = (&self.members, &self.records);
+        self.fared.retain(|server, nodes| {
+            nodes.retain(|node, _| members.get(node).is_some());
+            !nodes.is_empty() && records.contains_key(server)
+        });
+        for (server, nodes) in &mut self.fared {
+            let failed_on = records.get(server).map(|(r, _)| r.failed_on.as_slice()).unwrap_or_default();
+            nodes
+                .iter_mut()
+                .for_each(|(node, fitness)| fitness.follow(now, !failed_on.contains(node), false));
+        }
+        let due = self.fared.values().flat_map(BTreeMap::values).filter_map(Fitness::due);
+        due.filter(|t| *t > now).min()
+    }
+
     /// Does the policy let a virtual server go back now?
     fn permits(&self, failback: Failback) -> bool {
         match (failback, self.minute) {
@@ -72,21 +104,19 @@ impl Cluster {
 
 impl Machine {
     /// The best node that a virtual server prefers to this one, and may go back to now.
-    pub(super) fn failback(
-        &self,
-        failback: Failback,
-        preferred: &[String],
-        segments: &[&str],
-    ) -> Option<String> {
+    pub(super) fn failback(&self, definition: &VirtualServer, segments: &[&str]) -> Option<String> {
         let cluster = self.cluster.as_ref()?;
-        if !cluster.permits(failback) {
+        let VirtualServer { name, failback, preferred_nodes: preferred, .. } = definition;
+        if !cluster.permits(*failback) {
             return None;
         }
         let mine = preferred.iter().position(|n| *n == cluster.me).unwrap_or(usize::MAX);
         let fit: Vec<&str> = cluster.fit(cluster.read).collect();
         let mut better = preferred.iter().take(mine);
         let is_fit = |n: &&String| fit.contains(&n.as_str()) && cluster.reaches(n, segments);
-        better.find(|n| is_fit(n) && cluster.is_long_fit(n, segments, self.now)).cloned()
+        let long_fit =
+            |n: &str| cluster.is_long_fit(n, segments, self.now) && cluster.has_fared_well(name, n, self.now);
+        better.find(|n| is_fit(n) && long_fit(n)).cloned()
     }
 
     /// The time of day has come to this minute, local time.
@@ -105,7 +135,7 @@ impl Machine {
         let fit: Vec<String> = cluster.fit(cluster.read).map(str::to_owned).collect();
         let mut all = std::mem::take(&mut cluster.fitness);
         all.retain(|node, _| cluster.members.get(node).is_some());
-        let mut due: Option<Time> = None;
+        let mut due: Option<Time> = cluster.follow_failures(now);
         for node in cluster.members.nodes.iter().map(|m| &m.name).filter(|n| **n != cluster.me) {
             let is_fit = fit.contains(node);
             let drained = cluster.draining.contains(node);

@@ -10,8 +10,8 @@
 //! | R3 verdicts | `verdicts` asks when nothing was heard for D; the kernel program `condemn` decides, in one step; then it counts | After it the kernel grants nothing up to that incarnation, and what it granted before has run out. Both are pinned, so a verdict is as true after a restart. |
 //! | R4 lost memory | `verdicts`: none for D after a start that found no memory; `born` in the kernel | Whatever was granted before has run out after D. Whatever may have been called dead before was allotted before, and is granted nothing. |
 //! | R5 mark | `ebpf/src/permission.rs`; `agent/src/io/kernel` clears a mark of another incarnation at start | A record names the incarnation that verdicts are about. As any other one this node serves nothing, so calling that one dead is enough. |
-//! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried | What was read may be about to change by a write of our own that is under way; what was written by compare-and-swap can be changed only by us, or after verdicts against the incarnation that it names. |
-//! | R7 release | `ownership`: sent when the mark is known to be off; after it, a touch is needed to serve again | Whoever takes after a release finds nobody serving, and a release that lands late lands on a revision that no mark was set for. |
+//! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried; `resources`: or later, when file systems and services run, while that write is still the last one that may have been made | What was read may be about to change by a write of our own that is under way; what was written by compare-and-swap can be changed only by us, or after verdicts against the incarnation that it names. |
+//! | R7 release | `ownership`, `resources`: sent when the mark is known to be off and nothing runs or is mounted; after it, a touch is needed to serve again | Whoever takes after a release finds nobody serving, and a release that lands late lands on a revision that no mark was set for. |
 //! | R8 one agent | `agent/src/control/lock.rs`, for the life of the process | Two agents could each count the other's writes as their own. The master's record is one of those below and decides nothing of ownership. |
 //! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead | That majority meets every majority that could grant the lease in a node that never will again. The revision says that the record still names the incarnation that they have called dead. |
 //! | R10 members | records are judged in the version that they name or the one after it ([`Members::judges`]); `baton apply` changes one member at a time, and not before the last change is final; adopting a version is a new incarnation (`agent/src/slow/cluster.rs`), and frames of others are neither heard nor granted | Majorities of two lists that differ by one member meet, as majorities of one list do. Of lists further apart, or with other times, nothing is judged. An agent that lags takes nothing that a later list is counted in, so what is final stays so. |
@@ -21,7 +21,7 @@
 //! Safety is tried by the model (`model`, a test), rule by rule, and so is that service comes back where it can.
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
-//! where they don't the compare-and-swap decides. `balance` evens loads out, `failback` says when something goes back, `heal` what is announced again after
+//! where they don't the compare-and-swap decides. `resources` says when file systems and services run, `balance` evens loads out, `failback` says when something goes back, `heal` what is announced again after
 //! a partition.
 
 mod balance;
@@ -36,6 +36,11 @@ mod ownership;
 mod reroute;
 #[cfg(test)]
 mod reroute_tests;
+mod resources;
+#[cfg(test)]
+mod resources_stories;
+#[cfg(test)]
+mod resources_tests;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -92,8 +97,6 @@ pub(super) struct Cluster {
     writing: BTreeMap<String, Record>,
     /// Virtual servers that are being given up: for whom, and why.
     leaving: BTreeMap<String, (String, Reason)>,
-    /// Those of them whose mark is not yet known to be off.
-    clearing: BTreeSet<String>,
     /// Since when each virtual server could be taken.
     vacant: BTreeMap<String, Time>,
     /// How far this node is with taking them, and their records before.
@@ -106,6 +109,8 @@ pub(super) struct Cluster {
     published: Option<NodeRecord>,
     /// How each other node has been in each segment, as far as this node knows.
     fitness: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
+    /// How each virtual server has been on nodes where its file systems or services have failed.
+    fared: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
     /// Minute of the day, local time, as last told.
     minute: Option<u16>,
     /// Segments that this node is out of touch with while others are not: since when.
@@ -146,7 +151,6 @@ impl Cluster {
             read: now,
             writing: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            clearing: BTreeSet::new(),
             vacant: BTreeMap::new(),
             taking: BTreeMap::new(),
             touched: BTreeMap::new(),
@@ -154,6 +158,7 @@ impl Cluster {
             switched: Time::default(),
             published: None,
             fitness: BTreeMap::new(),
+            fared: BTreeMap::new(),
             minute: None,
             isolated_since: BTreeMap::new(),
             had_lease: false,
@@ -346,13 +351,14 @@ impl Machine {
     /// Asks for whatever should be and is neither so nor under way.
     pub(super) fn settle(&mut self) {
         let now = self.now;
-        let Some(cluster) = &mut self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else { return self.settle_alone() };
         if cluster.ask_again.is_some_and(|t| t <= now) {
             cluster.ask_again = None;
         }
         self.give_verdicts();
         self.follow_segments();
         self.publish_node();
+        self.attend_to_resources();
         if self.cluster.as_ref().is_none_or(|c| !c.loaded || c.ask_again.is_some()) {
             return;
         }
@@ -366,7 +372,9 @@ impl Machine {
         let isolated = cluster.isolated_since.values().map(|t| *t + ISOLATED_AFTER).filter(|t| *t > self.now);
         let routers = cluster.refused.values().map(|t| *t + reroute::ASK_AGAIN);
         let routers = routers.filter(|t| *t > self.now);
-        cluster.ask_again.into_iter().chain(cluster.next_turn).chain(isolated).chain(routers).min()
+        let resources = self.cluster_resources_deadline();
+        let turns = cluster.ask_again.into_iter().chain(cluster.next_turn).chain(resources);
+        turns.chain(isolated).chain(routers).min()
     }
 
     fn publish_node(&mut self) {

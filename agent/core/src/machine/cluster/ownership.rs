@@ -10,7 +10,8 @@
 //! | another node, alive | off | nothing |
 //! | released | off | this node takes it when it is its turn |
 //!
-//! `reroute` has what is done when the record names a peer that answers in a segment.
+//! `reroute` has what is done when the record names a peer that answers in a segment, `resources` what is started before the mark
+//! goes on, and stopped before the release.
 
 use std::time::Duration;
 
@@ -96,7 +97,11 @@ impl Machine {
         let taking = cluster.taking.remove(server);
         let taken = taking.is_some() || before.as_ref().is_none_or(|b| b.epoch != record.epoch);
         self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
-        self.serve(index);
+        // File systems and services are started first, if they don't run, when everything is settled.
+        let serves = self.servers[index].resources.is_none();
+        if serves {
+            self.serve(index);
+        }
         if taken {
             let (times, before) = taking.unwrap_or((TakeTimes::default(), before));
             let (kind, reason, from) = cause(before.as_ref());
@@ -105,7 +110,9 @@ impl Machine {
             let taken = EventKind::Taken { server, kind, reason, from, epoch: record.epoch, times };
             self.event_of(Some(self.failovers), taken);
         }
-        self.event(EventKind::Serving { server: server.to_owned(), epoch: record.epoch });
+        if serves {
+            self.event(EventKind::Serving { server: server.to_owned(), epoch: record.epoch });
+        }
     }
 
     pub(super) fn not_written(&mut self, server: &str, current: Option<(Record, u64)>) {
@@ -129,34 +136,10 @@ impl Machine {
         self.out.push(Effect::Store(StoreRequest::Write { server, expected, record }));
     }
 
-    /// Stops serving: the mark goes off, and the addresses go.
+    /// Stops serving what this node may not own any more.
     pub(super) fn stop_serving(&mut self, index: usize) {
-        let server = self.servers[index].name.clone();
-        self.servers[index].marked = false;
         self.servers[index].owner = None;
-        self.out.push(Effect::Mark { server, incarnation: None });
-        let mut gone = Vec::new();
-        for (address, vip) in self.vips.iter_mut().filter(|(_, v)| v.server == index) {
-            vip.port = None;
-            gone.extend(self.assigned.iter().copied().filter(|(a, _)| a == address));
-        }
-        self.remove(gone);
-        self.segments().iter().for_each(|s| self.steer(s));
-    }
-
-    /// The kernel programs don't serve it any more.
-    pub(in crate::machine) fn mark_cleared(&mut self, server: &str) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.clearing.remove(server);
-        }
-    }
-
-    /// Asks again for marks to be cleared where that is not confirmed.
-    pub(in crate::machine) fn clear_marks_again(&mut self) {
-        let Some(cluster) = &self.cluster else { return };
-        let again =
-            cluster.clearing.iter().map(|server| Effect::Mark { server: server.clone(), incarnation: None });
-        self.out.extend(again);
+        self.unserve(index);
     }
 
     pub(super) fn settle_ownership(&mut self) {
@@ -170,7 +153,7 @@ impl Machine {
         for index in 0..self.servers.len() {
             let server = self.servers[index].name.clone();
             let Some(cluster) = &self.cluster else { return };
-            if cluster.writing.contains_key(&server) || cluster.clearing.contains(&server) {
+            if cluster.writing.contains_key(&server) || self.clearing.contains(&server) {
                 continue;
             }
             match cluster.records.get(&server).cloned() {
@@ -180,9 +163,20 @@ impl Machine {
                     }
                 }
                 other => {
-                    if self.servers[index].marked {
+                    let marked = self.servers[index].marked;
+                    let another = other.as_ref().is_some_and(|(r, _)| r.node != cluster.me);
+                    if marked || another && self.is_at_work(index) {
                         self.event(EventKind::Deposed { server: server.clone() });
+                    }
+                    if marked {
                         self.stop_serving(index);
+                    }
+                    if self.servers[index].resources.is_some() {
+                        self.drop_resources(index);
+                        if marked {
+                            self.clearing.insert(server);
+                            continue;
+                        }
                     }
                     match &other {
                         Some((record, revision))
@@ -195,7 +189,8 @@ impl Machine {
                         None if !self.servers[index].routing.is_empty() => self.stop_routing(index),
                         None => {}
                     }
-                    let successor = plan.get(index).cloned().flatten();
+                    let able = self.is_stopped(index);
+                    let successor = plan.get(index).cloned().flatten().filter(|_| able);
                     if !busy {
                         self.take_if_due(&server, other, successor);
                     }
@@ -229,16 +224,24 @@ impl Machine {
         if self.servers[index].marked {
             self.wish_fulfilled(index);
             let Some((next, reason)) = self.give_up(index) else {
-                return self.settle_reroute(index, &record, revision);
+                let failed_on = self.failed_on(index, &record);
+                if failed_on != record.failed_on {
+                    self.write(server, revision, Record { failed_on, ..record });
+                } else {
+                    self.settle_reroute(index, &record, revision);
+                }
+                return;
             };
             self.event(EventKind::Leaving { server: server.clone(), to: next.clone(), reason });
             self.stop_serving(index);
+            self.clearing.insert(server.clone()); // the release follows when the kernel has confirmed
             if let Some(cluster) = &mut self.cluster {
-                cluster.leaving.insert(server.clone(), (next, reason));
-                cluster.clearing.insert(server); // the release follows when the kernel has confirmed
+                cluster.leaving.insert(server, (next, reason));
             }
+        } else if self.servers[index].resources.is_some() {
+            self.settle_resources(index, record, revision);
         } else if let Some((next, reason)) = self.leaving(&server) {
-            let released = Some(Release { next: Some(next), reason });
+            let released = Some(Release { next: Some(next), reason, stopping: None });
             self.write(server, revision, Record { released, ..record });
         } else {
             let version = self.cluster.as_ref().map_or(0, |c| c.members.version);
@@ -301,15 +304,20 @@ impl Machine {
             let slot = cluster.members.get(&r.node)?.slot;
             cluster.reading.peers.iter().find(|p| p.slot == slot)?.heard
         });
-        let times = TakeTimes { cause: heard.unwrap_or(since).min(since), detected: since, decided: now };
+        // Its owner began to stop it so long before it released it.
+        let released = current.as_ref().and_then(|(r, _)| r.released.as_ref());
+        let stopping = released.and_then(|r| r.stopping);
+        let cause = heard.unwrap_or(since).min(since) - stopping.unwrap_or_default();
+        let times = TakeTimes { cause, detected: since, decided: now, stopped: stopping.map(|_| since) };
         let before = current.as_ref().map(|(r, _)| r.clone());
         let taking = cluster.taking.entry(server.to_owned()).or_insert((times, None));
         (taking.0.decided, taking.1) = (now, before);
         let dead = current.as_ref().filter(|(r, _)| r.released.is_none());
         let taken_from = dead.map(|(r, _)| (r.node.clone(), r.incarnation));
+        let failed_on = current.as_ref().map(|(r, _)| r.failed_on.clone()).unwrap_or_default();
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
         let record = Record::of(&cluster.me, self.incarnation, cluster.members.version, epoch + 1);
-        let record = Record { taken_from, ..record };
+        let record = Record { taken_from, failed_on, ..record };
         self.write(server.to_owned(), expected, record);
     }
 }

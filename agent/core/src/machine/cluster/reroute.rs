@@ -334,9 +334,7 @@ impl Machine {
         let server = self.servers[index].name.clone();
         let segments = std::mem::take(&mut self.servers[index].routing);
         self.stop_serving(index);
-        if let Some(cluster) = &mut self.cluster {
-            cluster.clearing.insert(server.clone());
-        }
+        self.clearing.insert(server.clone());
         let routed: Vec<_> = self.vips.iter().filter(|(_, v)| v.server == index).map(|(a, _)| *a).collect();
         for address in routed {
             self.routed.remove(&address);

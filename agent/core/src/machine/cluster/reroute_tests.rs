@@ -156,6 +156,7 @@ impl World {
             bound: node.bound.map(|port| (vip(), port)).into_iter().collect(),
             marked: if marked { BTreeSet::from(["vs".to_owned()]) } else { BTreeSet::new() },
             routed: node.routed.map(|_| vip()).into_iter().collect(),
+            running: BTreeSet::new(),
             cluster: Some(ClusterStart {
                 members: members(),
                 nodes,

@@ -13,6 +13,8 @@ use crate::{Config, Reason, Time};
 
 /// How long each one in line lets the one before it have.
 const TURN: Duration = Duration::from_millis(250);
+/// A node where file systems or services have failed lets those where they haven't have so much longer.
+const FAILED_TURN: Duration = Duration::from_secs(5);
 
 /// This node's place in the succession of a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +56,9 @@ struct Hands<'a> {
 /// A node that may have a virtual server.
 struct Candidate<'a> {
     node: &'a str,
-    /// The lower the better: the one it was released for, then the preferred ones.
-    rank: (bool, usize),
+    /// The lower the better: those where its file systems and services have not failed, the one it was released for, then the
+    /// preferred ones.
+    rank: (bool, bool, usize),
 }
 
 /// From which of these owners it was taken.
@@ -123,7 +126,11 @@ impl Machine {
                 continue;
             }
             let place = order.iter().position(|c| c.node == cluster.me);
-            plan.push(Some(Successor { turn: place.map(|p| TURN * p as u32) }));
+            let turn = |p: usize| {
+                let has_failed = order[p].rank.0 && !order[0].rank.0;
+                TURN * p as u32 + if has_failed { FAILED_TURN } else { Duration::ZERO }
+            };
+            plan.push(Some(Successor { turn: place.map(turn) }));
         }
         plan
     }
@@ -155,7 +162,8 @@ impl Machine {
         let segments = self.segments_of(definition);
         let rank = |n: &str| {
             let preferred = definition.preferred_nodes.iter().position(|p| p == n).unwrap_or(usize::MAX);
-            (next != Some(n), preferred)
+            let has_failed = record.is_some_and(|r| r.failed_on.iter().any(|f| f == n));
+            (has_failed && next != Some(n), next != Some(n), preferred)
         };
         let mut order: Vec<Candidate> = fit
             .iter()
@@ -203,6 +211,8 @@ impl Machine {
         let hands = || self.hands_now(cluster);
         let apart = self.are_some_apart().then(hands);
         let is_apart = |node: &str| apart.as_ref().and_then(|h| self.apart_from(definition, node, h));
+        let record = cluster.records.get(server).map(|(r, _)| r);
+        let has_failed = |n: &str| record.is_some_and(|r| r.failed_on.iter().any(|f| f == n));
         let permitted = |n: &str| definition.only_on.is_empty() || definition.only_on.iter().any(|o| o == n);
         let segments = self.segments_of(definition);
         if let Some((wish, _)) = cluster.wishes.get(server).filter(|(w, _)| w.to != me) {
@@ -212,7 +222,7 @@ impl Machine {
                 && cluster.reaches(to, &segments)
                 && permitted(to)
                 && is_apart(to).is_none()
-                && (wish.master.is_none() || definition.migrate && self.is_in_force(wish))
+                && (wish.master.is_none() || definition.migrate && self.is_in_force(wish) && !has_failed(to))
             {
                 return Some((wish.to.clone(), wish.reason));
             }
@@ -220,7 +230,18 @@ impl Machine {
         if !definition.migrate {
             return None;
         }
-        let best = || self.order(server, &fit(), &hands()).first().map(|c| c.node.to_owned());
+        // Where it has failed it goes only if it has failed here too.
+        let fails = self.has_failed(index);
+        let best = || {
+            let first = self.order(server, &fit(), &hands()).first().map(|c| c.node)?;
+            (fails || !has_failed(first)).then(|| first.to_owned())
+        };
+        if fails
+            && cluster.reachable
+            && let Some(to) = best().filter(|to| !has_failed(to))
+        {
+            return Some((to, Reason::ServiceFailed));
+        }
         if cluster.draining.contains(me) {
             return best().map(|to| (to, Reason::Drain));
         }
@@ -235,7 +256,7 @@ impl Machine {
         if !cluster.reachable {
             return None; // it could not be released
         }
-        let to = self.failback(definition.failback, &definition.preferred_nodes, &segments);
+        let to = self.failback(definition, &segments);
         to.filter(|to| permitted(to) && is_apart(to).is_none()).map(|to| (to, Reason::Failback))
     }
 }

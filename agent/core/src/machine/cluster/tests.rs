@@ -63,6 +63,7 @@ pub(super) fn start() -> Start {
         bound: BTreeMap::new(),
         marked: BTreeSet::new(),
         routed: BTreeSet::new(),
+        running: BTreeSet::new(),
         cluster: Some(cluster),
     }
 }
@@ -157,10 +158,19 @@ fn a_server_goes_back_when_the_window_opens_and_not_before() {
             Effect::Steer { segment: "office".into(), ports: vec![IfIndex(1)], via: None },
         ]
     );
-    let released = Some(Release { next: Some("b".into()), reason: Reason::Failback });
+    let released = Some(Release { next: Some("b".into()), reason: Reason::Failback, stopping: None });
     let release =
         StoreRequest::Write { server: "vs".into(), expected: 2, record: Record { released, ..owned() } };
     assert_eq!(machine.handle(now, Input::MarkCleared("vs".into())), [Effect::Store(release)]);
+}
+
+#[test]
+fn a_server_stays_where_it_could_not_be_released() {
+    let (mut machine, now) = serving_what_prefers_another();
+    machine.handle(now, Input::Store(StoreInput::Reachable(false)));
+    assert_eq!(machine.handle(now, Input::Minute(60)), []);
+    let effects = machine.handle(now, Input::Store(StoreInput::Reachable(true)));
+    assert!(effects.contains(&Effect::Mark { server: "vs".into(), incarnation: None }), "{effects:?}");
 }
 
 #[test]

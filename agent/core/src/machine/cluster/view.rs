@@ -1,6 +1,7 @@
 //! What is published of the cluster.
 
 use super::super::Machine;
+use super::super::resources::Phase;
 use super::Cluster;
 use crate::NodeView;
 use crate::cluster::MASTER;
@@ -15,6 +16,8 @@ impl Cluster {
         }
         let slot = self.members.get(&record.node).map(|m| m.slot);
         let state = match slot.map(|slot| self.node_state(&record.node, slot)) {
+            // The owner, too: nobody else can have it.
+            Some(NodeState::Up | NodeState::Draining) if record.failed_on.contains(&record.node) => "failed",
             Some(NodeState::Up | NodeState::Draining) => "serving",
             Some(NodeState::Dead | NodeState::Unknown) | None => "failed",
         };
@@ -57,7 +60,10 @@ impl Machine {
     ) -> Option<(Option<String>, &'static str, u64)> {
         let cluster = self.cluster.as_ref()?;
         if cluster.leaving.contains_key(server) {
-            return Some((Some(cluster.me.clone()), "stopping", cluster.standing(server).2));
+            let is_stuck = |i| self.phase(i) == Some(Phase::Stuck);
+            let stuck = self.servers.iter().position(|s| s.name == server).is_some_and(is_stuck);
+            let state = if stuck { "failed" } else { "stopping" };
+            return Some((Some(cluster.me.clone()), state, cluster.standing(server).2));
         }
         let (owner, state, epoch) = cluster.standing(server);
         match owner {

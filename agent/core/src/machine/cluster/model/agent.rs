@@ -41,6 +41,7 @@ impl Agent {
                 m.incarnation,
                 &m.servers,
                 &m.cluster,
+                &m.clearing,
                 m.repair_at,
                 &m.vips,
                 &m.assigned,

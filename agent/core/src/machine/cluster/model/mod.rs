@@ -9,6 +9,7 @@
 //! | `kernel` | stand-in of the kernel programs |
 //! | `wire` | frames, each a value that may be late, lost or doubled |
 //! | `store` | stand-in of etcd, and of `baton apply` where it changes the member list |
+//! | `work` | stand-in of what starts and stops file systems and services |
 //! | `live` | all faults are over: who serves? |
 //! | `exhaustive` | every course of a few ticks |
 //! | `members` | the member list changes: directed tests |
@@ -26,6 +27,7 @@ mod members;
 mod rules;
 mod store;
 mod wire;
+mod work;
 mod world;
 
 use stateright::{Checker, Chooser, HasDiscoveries, Model, Property};
@@ -50,6 +52,8 @@ pub enum Step {
     Look(usize),
     Read(usize),
     Think(usize),
+    /// What is being started or stopped is.
+    Work(usize),
     Land(usize),
     GiveUp(usize),
     Deliver(usize),
@@ -152,6 +156,7 @@ impl Model for Cluster {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(NEVER_TWO, |_, (world, _): &Self::State| world.servers() <= 1),
+            Property::always(READY, |_, (world, _): &Self::State| !world.serves_unready()),
             Property::always(LIVES, |_, (world, _): &Self::State| !matches!(world.outcome, Some(Err(_)))),
             Property::sometimes("served", |_, (world, _): &Self::State| world.servers() == 1),
             Property::sometimes("served by another node", |_, (world, _): &Self::State| {
@@ -163,6 +168,7 @@ impl Model for Cluster {
 }
 
 const NEVER_TWO: &str = "never two";
+const READY: &str = "marked only while all runs";
 const LIVES: &str = "served where it can be";
 
 fn node_steps(world: &World, budget: &Budget, n: usize, out: &mut Vec<Step>) {
@@ -219,6 +225,9 @@ fn node_steps(world: &World, budget: &Budget, n: usize, out: &mut Vec<Step>) {
     if world.has_read(n) {
         out.push(Step::Think(n));
     }
+    if world.can_work(n) {
+        out.push(Step::Work(n));
+    }
     if world.has_news(n) {
         out.push(Step::Watch(n));
     }
@@ -264,6 +273,7 @@ impl World {
             Step::Look(n) => self.look(n),
             Step::Read(n) => self.read(n),
             Step::Think(n) => self.think(n),
+            Step::Work(n) => self.work(n),
             Step::Land(k) => self.land(k),
             Step::GiveUp(k) => self.give_up(k),
             Step::Deliver(k) => self.deliver(k),
@@ -327,7 +337,8 @@ fn class(step: &Step) -> Class {
         Step::Exchange(..) | Step::Probe(..) | Step::Arrive(_) | Step::Twice(_) | Step::Lose(_) => {
             Class::Frame
         }
-        Step::Look(_) | Step::Read(_) | Step::Think(_) | Step::Start(_) | Step::StartAlone(_) => Class::Agent,
+        Step::Look(_) | Step::Read(_) | Step::Think(_) | Step::Work(_) => Class::Agent,
+        Step::Start(_) | Step::StartAlone(_) => Class::Agent,
         Step::Calm(_) | Step::CalmWithCuts(_) => Class::End,
         _ => Class::Fault,
     }
@@ -391,7 +402,7 @@ fn wander(setting: Setting, budget: Budget, seed: u64, count: usize) -> impl Che
 /// Walks at random, and finds nothing.
 fn walk(setting: Setting, budget: Budget, seed: u64, count: usize) {
     let checker = wander(setting, budget, seed, count);
-    for property in [NEVER_TWO, LIVES] {
+    for property in [NEVER_TWO, READY, LIVES] {
         if let Some(path) = checker.discovery(property) {
             let world = &path.last_state().0;
             let end = world.summary();
@@ -413,6 +424,11 @@ fn three_nodes() {
 #[test]
 fn two_nodes_and_a_witness() {
     walk(Setting { witness: Some(2), ..Setting::new(3) }, BUDGET, 2, states(400_000));
+}
+
+#[test]
+fn three_nodes_with_services_that_are_started_and_stopped() {
+    walk(Setting { resources: true, ..Setting::new(3) }, BUDGET, 7, states(400_000));
 }
 
 #[test]

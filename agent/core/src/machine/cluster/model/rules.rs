@@ -69,24 +69,27 @@ pub struct Setting {
     pub members: usize,
     pub witness: Option<usize>,
     pub times: Times,
+    /// The virtual server has file systems and services, which start and stop when they please.
+    pub resources: bool,
 }
 
 impl Setting {
     /// So many nodes, all members, all rules kept.
     pub fn new(nodes: usize) -> Setting {
         let times = Times { lease: 5, slack: 2 };
-        Setting { rules: RULES, nodes, members: nodes, witness: None, times }
+        Setting { rules: RULES, nodes, members: nodes, witness: None, times, resources: false }
     }
 }
 
 /// The configuration of a node.
-pub fn config(node: usize) -> Config {
+pub fn config(node: usize, has_resources: bool) -> Config {
     Config {
         ports: vec![PortConfig::new("p0", "office")],
         timing: Timing { announce_repeat: Vec::new(), ..Timing::default() },
         segments: vec![Segment::new("office", vec!["10.0.0.0/24".parse().expect("subnet")])],
         servers: vec![VirtualServer {
             preferred_nodes: vec!["b".into(), "c".into()],
+            has_resources,
             ..VirtualServer::new(SERVER, vec!["10.0.0.10/24".parse().expect("address")])
         }],
         ..Config::new(NAMES[node])

@@ -12,6 +12,7 @@ use super::kernel::{ENDLESS, Kernel, Lease, Peer, Said};
 use super::rules::{Rules, Setting, config};
 use super::store::{Store, Times};
 use super::wire::Frame;
+use super::work::Runs;
 use crate::cluster::Members;
 use crate::{
     Assigned, Attachment, ClusterStart, Effect, Found, IfIndex, Input, Link, PeerReading, PeerSample, Start,
@@ -47,6 +48,7 @@ pub struct Node {
     pub frozen: u8,
     pub clock: u64,
     pub kernel: Kernel,
+    pub runs: Runs,
     /// The member list that the agent was last started with, as it keeps it for when the store is lost.
     pub members: Arc<Members>,
     /// Up to which revision the store's watch has told.
@@ -84,6 +86,8 @@ pub struct World {
     /// Ownership has gone from one node to another.
     pub changed_hands: bool,
     witness: Option<usize>,
+    /// The virtual server has file systems and services.
+    pub has_resources: bool,
     /// Steps of a random walk, in which no state comes twice then; 0: it is none.
     pub steps: u32,
     /// How it went when all faults were over.
@@ -100,7 +104,7 @@ impl Hash for World {
         }
         for node in &self.nodes {
             node.agent.as_ref().map(Agent::print).hash(state);
-            (node.life, node.stalled, node.frozen, node.clock, &node.kernel).hash(state);
+            (node.life, node.stalled, node.frozen, node.clock, &node.kernel, node.runs).hash(state);
             (node.members.version, node.told, node.steady, node.looked, &node.reports).hash(state);
         }
         (self.cut, &self.frames, &self.store).hash(state);
@@ -110,7 +114,7 @@ impl Hash for World {
 impl World {
     /// Agents run on all members, node `a` is marked as incarnation 1, and nothing has been granted yet.
     pub fn new(setting: Setting) -> World {
-        let Setting { rules, nodes: count, members, witness, times } = setting;
+        let Setting { rules, nodes: count, members, witness, times, resources: has_resources } = setting;
         let times = Times { slack: if rules.slack { times.slack } else { 0 }, ..times };
         let first: Vec<usize> = (0..members).collect();
         let store = Store::new(count, &first, times, witness);
@@ -130,6 +134,7 @@ impl World {
                 frozen: 0,
                 clock: EPOCH,
                 kernel,
+                runs: if n == 0 && has_resources { Runs::All } else { Runs::Nothing },
                 members: store.members.clone(),
                 told: 0,
                 steady: 0,
@@ -147,6 +152,7 @@ impl World {
             store,
             changed_hands: false,
             witness,
+            has_resources,
             steps: 0,
             outcome: None,
         };
@@ -233,7 +239,8 @@ impl World {
         if rules.mark_named && kernel.mark != incarnation {
             kernel.mark = 0;
         }
-        let marked: BTreeSet<String> = (kernel.mark != 0).then(|| SERVER.to_owned()).into_iter().collect();
+        let names = |is_so: bool| is_so.then(|| SERVER.to_owned()).into_iter().collect::<BTreeSet<_>>();
+        let (marked, running) = (names(kernel.mark != 0), names(node.runs == Runs::All));
         let lease = Lease { incarnation, ..wanted };
         let says = |l: &Lease| (l.incarnation, l.length, l.members, l.needed);
         if says(&lease) != says(&kernel.lease) {
@@ -269,12 +276,13 @@ impl World {
             mac: [2, 0, 0, 0, 0, n as u8],
         };
         let start = Start {
-            config: config(n),
+            config: config(n, self.has_resources),
             incarnation,
             found: Found { links: vec![link], addresses: Vec::new() },
             bound: BTreeMap::new(),
             marked,
             routed: BTreeSet::new(),
+            running,
             cluster: Some(cluster),
         };
         self.input(n, Input::Start(Box::new(start)));
@@ -341,6 +349,14 @@ impl World {
             | Effect::Take(_)
             | Effect::Forget(_)
             | Effect::ForgetUnresolved(_) => None,
+            Effect::StartResources(_) => {
+                node.runs = Runs::Starting;
+                None
+            }
+            Effect::StopResources(_) => {
+                node.runs = Runs::Stopping;
+                None
+            }
         }
     }
 
@@ -514,6 +530,9 @@ impl World {
             if self.acts(n) {
                 self.look_if_news(n);
             }
+            if self.can_work(n) {
+                self.work(n);
+            }
         }
     }
 
@@ -521,6 +540,7 @@ impl World {
     pub fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         (node.agent, node.stalled, node.reading) = (None, false, None);
+        node.runs.interrupt();
         node.life += 1;
         if !self.rules.pinned {
             node.kernel.verdicts = [[0; MAX]; MAX];
@@ -546,7 +566,7 @@ impl World {
     pub fn reboot(&mut self, n: usize) {
         self.crash(n);
         let node = &mut self.nodes[n];
-        (node.frozen, node.clock, node.kernel) = (0, REBOOTED, Kernel::default());
+        (node.frozen, node.clock, node.kernel, node.runs) = (0, REBOOTED, Kernel::default(), Runs::Nothing);
         node.reports.clear();
     }
 

@@ -1,0 +1,394 @@
+use super::super::{Definitions, parse};
+use super::*;
+
+/// What a virtual server is put into, from line 9 on.
+const NODE: &str = r#"[node]
+name = "fs1"
+[[port]]
+interface = "eth0"
+segment = "office"
+[[segment]]
+name = "office"
+subnets = ["10.0.0.0/24"]
+[[virtual_server]]
+name = "projects"
+addresses = ["10.0.0.10/24"]
+"#;
+
+const CLUSTER: &str = r#"[cluster]
+members = ["fs1", "fs2", "fs3"]
+[[segment]]
+name = "office"
+subnets = ["10.0.0.0/24"]
+[[virtual_server]]
+name = "projects"
+addresses = ["10.0.0.10/24"]
+"#;
+
+fn good(lines: &str) -> Vec<Resources> {
+    let text = format!("{NODE}{lines}\n");
+    let loaded = parse(&text, "f").unwrap_or_else(|e| panic!("refused:\n{e}\n---\n{text}"));
+    loaded.agent.resources
+}
+
+/// Errors with the lines counted from the first of `lines`.
+fn errors(lines: &str) -> Vec<String> {
+    let text = format!("{NODE}{lines}\n");
+    let problems = parse(&text, "f").expect_err("accepted").to_string();
+    let first = NODE.lines().count();
+    let counted = |line: &str| {
+        let (line, rest) = line.trim_start_matches("f:").split_once(':').expect("a line");
+        format!("{}:{rest}", line.parse::<usize>().expect("a number") - first)
+    };
+    problems.lines().map(counted).collect()
+}
+
+fn only(lines: &str) -> Service {
+    let mut resources = good(lines).pop().expect("one server");
+    resources.services.pop().expect("one service")
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_server_with_addresses_only_has_no_resources() {
+    assert!(good("").is_empty());
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let lines = "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a/\"\ntype = \"xfs\"\n\
+                 [[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/bin/true\"]";
+    let [resources] = &good(lines)[..] else { panic!("one server") };
+    assert_eq!(resources.server, "projects");
+    assert_eq!(resources.addresses, ["10.0.0.10".parse::<IpAddr>().expect("an address")]);
+    let [fs] = &resources.filesystems[..] else { panic!("one file system") };
+    assert_eq!((fs.mount.to_str(), fs.options.as_str(), fs.fsck), (Some("/srv/a"), "", false));
+    assert_eq!((fs.start_limit, fs.stop_limit), (30 * SECOND, 30 * SECOND));
+    let [service] = &resources.services[..] else { panic!("one service") };
+    assert_eq!((service.start_limit, service.stop_limit), (30 * SECOND, 30 * SECOND));
+    assert_eq!((service.monitor_every, service.monitor_limit), (10 * SECOND, 10 * SECOND));
+    assert_eq!(service.restarts, 3);
+    let exec = Exec { start: vec!["/bin/true".into()], stop: None, monitor: None };
+    assert_eq!(service.kind, ServiceKind::Exec(exec));
+}
+
+#[test]
+fn every_key_is_taken() {
+    let lines = r#"[[virtual_server.filesystem]]
+device = "/dev/a"
+mount = "/srv/a"
+type = "ext4"
+storage_unit = "array-1"
+options = "noatime,nodev"
+fsck = true
+start_limit = "5s"
+stop_limit = "6s"
+[[virtual_server.service]]
+kind = "exec"
+start = ["/bin/a", "1"]
+stop = ["/bin/b"]
+monitor = ["/bin/c", "", "x y"]
+start_limit = "1s"
+stop_limit = "2s"
+monitor_every = "3s"
+monitor_limit = "4s"
+restarts = 0
+[[virtual_server.service]]
+kind = "ocf"
+agent = "heartbeat/nfsserver"
+parameters = { nfs_ip = "10.0.0.10", port = 7, fast = true }
+[[virtual_server.service]]
+kind = "nfs-ganesha"
+program = "/opt/ganesha"
+protocols = [4, 3]
+exports = [{ path = "/srv/a/x", pseudo = "/x", read_only = true, squash = "none", clients = ["10.0.0.0/24", "*"] }]"#;
+    let [resources] = &good(lines)[..] else { panic!("one server") };
+    let fs = &resources.filesystems[0];
+    assert_eq!((fs.options.as_str(), fs.fsck, fs.kind.as_str()), ("noatime,nodev", true, "ext4"));
+    assert_eq!((fs.start_limit, fs.stop_limit), (5 * SECOND, 6 * SECOND));
+    let [exec, ocf, ganesha] = &resources.services[..] else { panic!("three services") };
+    assert_eq!((exec.start_limit, exec.stop_limit, exec.restarts), (SECOND, 2 * SECOND, 0));
+    assert_eq!((exec.monitor_every, exec.monitor_limit), (3 * SECOND, 4 * SECOND));
+    let argv = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let ServiceKind::Exec(exec) = &exec.kind else { panic!("exec") };
+    assert_eq!((&exec.start, &exec.stop), (&argv(&["/bin/a", "1"]), &Some(argv(&["/bin/b"]))));
+    assert_eq!(exec.monitor, Some(argv(&["/bin/c", "", "x y"])));
+    let ServiceKind::Ocf(ocf) = &ocf.kind else { panic!("ocf") };
+    assert_eq!((ocf.provider.as_str(), ocf.agent.as_str()), ("heartbeat", "nfsserver"));
+    let parameters: Vec<_> = ocf.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(parameters, [("fast", "true"), ("nfs_ip", "10.0.0.10"), ("port", "7")]);
+    let ServiceKind::NfsGanesha(ganesha) = &ganesha.kind else { panic!("ganesha") };
+    assert_eq!((ganesha.program.as_str(), &ganesha.protocols), ("/opt/ganesha", &BTreeSet::from([3, 4])));
+    let expected = Export {
+        path: "/srv/a/x".into(),
+        pseudo: "/x".into(),
+        read_only: true,
+        squash: "none".into(),
+        clients: argv(&["10.0.0.0/24", "*"]),
+    };
+    assert_eq!(ganesha.exports, [expected]);
+}
+
+#[test]
+fn ganesha_exports_every_file_system_unless_told_otherwise() {
+    let lines = "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\n\
+                 [[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n\
+                 [[virtual_server.filesystem]]\ndevice = \"/dev/b\"\nmount = \"/srv/b\"\ntype = \"xfs\"";
+    let ServiceKind::NfsGanesha(ganesha) = only(lines).kind else { panic!("ganesha") };
+    let paths: Vec<_> = ganesha.exports.iter().map(|e| e.path.as_path()).collect();
+    assert_eq!(paths, [Path::new("/srv/a"), Path::new("/srv/b")]);
+    assert_eq!(ganesha.exports[1].pseudo, Path::new("/srv/b"));
+    assert_eq!(ganesha.protocols, BTreeSet::from([4]));
+}
+
+/// Lines of `[[virtual_server]]` and the only error expected.
+const SINGLE: &[(&str, &str)] = &[
+    ("service = [1]", "1:12: [[virtual_server.service]] is a number, not a section; write it as a section"),
+    (
+        "fence = \"scsi-pr\"",
+        "1:10: `fence` in [[virtual_server]] is \"scsi-pr\", which is not in this version; only \"none\" is, with i_accept_corruption = true",
+    ),
+    (
+        "i_accept_corruption = \"yes\"",
+        "1:24: `i_accept_corruption` in [[virtual_server]] is a text; write true or false, without quotes",
+    ),
+    (
+        "[[virtual_server.service]]\nstart = [\"/bin/a\"]",
+        "1:1: [[virtual_server.service]] has no `kind`; add kind = \"exec\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"x\"",
+        "2:9: `kind` in [[virtual_server.service]] is \"systemd\", which is not in this version; use \"exec\", with its programs, or \"ocf\", with a resource agent",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"samba\"",
+        "2:9: `kind` in [[virtual_server.service]] is \"samba\", which is not in this version; use \"exec\", with its programs, or \"ocf\", with a resource agent",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"",
+        "1:1: [[virtual_server.service]] has no `start`; add start = [\"/usr/sbin/program\", \"argument\"]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = \"/bin/a\"",
+        "3:10: `start` in [[virtual_server.service]] is a text; write a list in square brackets",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = []",
+        "3:9: `start` in [[virtual_server.service]] is empty; write start = [\"/usr/sbin/program\", \"argument\"]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"a\"]",
+        "3:11: `start` starts \"a\", not an absolute path; write start = [\"/usr/sbin/program\", \"argument\"]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/a\", 1]",
+        "3:16: `start` in [[virtual_server.service]] is a number; write texts in quotes",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/a\"]\nagent = \"x/y\"",
+        "4:1: unknown key in [[virtual_server.service]]: `agent`; known are start, stop, monitor, kind, start_limit, stop_limit, monitor_every, monitor_limit, restarts",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/a\"]\nstart_limit = \"1ms\"",
+        "4:16: `start_limit` in [[virtual_server.service]] is \"1ms\"; choose a value from 100ms to 1h",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/a\"]\nrestarts = 1001",
+        "4:12: `restarts` in [[virtual_server.service]] is 1001; write a number from 0 to 1000",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"ocf\"",
+        "1:1: [[virtual_server.service]] has no `agent`; add agent = \"heartbeat/nfsserver\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"ocf\"\nagent = \"ocf:heartbeat:nfsserver\"",
+        "3:10: `agent` is \"ocf:heartbeat:nfsserver\"; write \"heartbeat/nfsserver\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"ocf\"\nagent = \"../x\"",
+        "3:10: `agent` is \"../x\"; write provider and name, as \"heartbeat/nfsserver\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"ocf\"\nagent = \"a/b\"\nparameters = { a = [1] }",
+        "4:20: `a` in `parameters` is a list; write a text in quotes",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"ocf\"\nagent = \"a/b\"\nparameters = { \"a b\" = 1 }",
+        "4:17: `parameters` has \"a b\"; names have letters, digits and underscores only",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"",
+        "1:1: nothing is exported: the virtual server has no file system; add a [[virtual_server.filesystem]], or exports = [{ path = \"/srv/projects\" }]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/a\" }]\nprotocols = [2]",
+        "4:1: `protocols` holds something that is no version of NFS; write [4] or [3, 4]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/a\" }]\nprotocols = []",
+        "4:1: `protocols` holds something that is no version of NFS; write [4] or [3, 4]",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/a\" }, { path = \"/a/\" }]",
+        "3:29: /a is exported twice, first in line 14; leave one of the two out, or give it another `pseudo`",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/a\", clients = [\"a b\"] }]",
+        "3:39: `clients` has \"a b\"; write an address, a subnet, a name or \"*\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/a\\\"; }\" }]",
+        "3:12: \"/a\\\"; }\" can't be exported; choose a name without quotes, backslashes and control characters",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ pseudo = \"/a\" }]",
+        "3:12: `exports` has no `path`; add path = \"/srv/projects\"",
+    ),
+];
+
+#[test]
+fn every_error_is_found_at_its_place() {
+    for (lines, expected) in SINGLE {
+        let found = errors(lines);
+        // An export without a path is none, and then nothing is exported.
+        let found: Vec<_> = found
+            .into_iter()
+            .filter(|e| *lines == SINGLE[19].0 || !e.contains("nothing is exported"))
+            .collect();
+        assert_eq!(found, [*expected], "with {lines}");
+    }
+}
+
+/// Lines of `[[virtual_server.filesystem]]` instead of the good ones, and the only error expected.
+#[test]
+fn file_systems_are_checked() {
+    let good_lines = ["device = \"/dev/a\"", "mount = \"/srv/a\"", "type = \"xfs\""];
+    let with = |place: usize, line: &str| {
+        let mut lines = good_lines;
+        if let Some(slot) = lines.get_mut(place) {
+            *slot = line;
+        }
+        let more = if place == 3 { line } else { "" };
+        format!("[[virtual_server.filesystem]]\n{}\n{more}", lines.join("\n"))
+    };
+    good(&with(9, ""));
+    for (place, line, expected) in [
+        (0, "", "1:1: [[virtual_server.filesystem]] has no `device`; add device = \"/dev/disk/by-id/…\""),
+        (
+            0,
+            "device = \"LABEL=a\"",
+            "2:11: `device` in [[virtual_server.filesystem]] is \"LABEL=a\", not an absolute path; start it with /",
+        ),
+        (
+            1,
+            "mount = \"/\"",
+            "3:10: `mount` in [[virtual_server.filesystem]] is \"/\"; choose a folder of its own",
+        ),
+        (1, "mount = \"/srv/../etc\"", "3:10: /srv/../etc goes up again; write it without .."),
+        (
+            2,
+            "type = \"x y\"",
+            "4:9: \"x y\" is no type of a file system; write it as in /proc/filesystems, as \"xfs\"",
+        ),
+        (
+            3,
+            "options = \"noatime, nodev\"",
+            "5:12: `options` in [[virtual_server.filesystem]] has spaces; separate them by commas, as \"noatime,nodev\"",
+        ),
+        (
+            3,
+            "options = \"noatime,bind\"",
+            "5:12: `options` has \"bind\", which doesn't mount a device; leave it out",
+        ),
+        (
+            3,
+            "options = 3",
+            "5:11: `options` in [[virtual_server.filesystem]] is a number; write text in quotes",
+        ),
+    ] {
+        assert_eq!(errors(&with(place, line)), [expected], "with {line}");
+    }
+}
+
+#[test]
+fn what_belongs_to_one_server_is_not_anothers() {
+    let other = "[[virtual_server]]\nname = \"homes\"\naddresses = [\"10.0.0.11/24\"]\n";
+    let fs = |device: &str, mount: &str| {
+        format!("[[virtual_server.filesystem]]\ndevice = \"{device}\"\nmount = \"{mount}\"\ntype = \"xfs\"\n")
+    };
+    let both = |second: &str| fs("/dev/a", "/srv/a") + other + second;
+    assert_eq!(good(&both(&fs("/dev/b", "/srv/ab"))).len(), 2);
+    for (device, mount, expected) in [
+        (
+            "/dev/a",
+            "/srv/b",
+            "9:11: device /dev/a is there twice, first in line 13; a device belongs to one file system of one virtual server",
+        ),
+        (
+            "/dev/b",
+            "/srv/a",
+            "10:10: /srv/a is mounted twice, first in line 14; give each file system its own folder",
+        ),
+        (
+            "/dev/b",
+            "/srv/a/b",
+            "10:10: /srv/a/b lies below a mount point of another virtual server, first in line 14; choose a folder outside of it, or give both file systems to one of them",
+        ),
+    ] {
+        assert_eq!(errors(&both(&fs(device, mount))), [expected]);
+    }
+    good(&(fs("/dev/a", "/srv/a") + &fs("/dev/b", "/srv/a/b")));
+    let wrong = errors(&(fs("/dev/b", "/srv/a/b") + &fs("/dev/a", "/srv/a")));
+    assert!(wrong.len() == 1 && wrong[0].contains("mounted after it"), "{wrong:?}");
+    let ganesha = "[[virtual_server.service]]\nkind = \"nfs-ganesha\"\n";
+    let twice = errors(&(fs("/dev/a", "/srv/a") + ganesha + ganesha));
+    assert!(twice.len() == 1 && twice[0].contains("two services \"nfs-ganesha\""), "{twice:?}");
+}
+
+#[test]
+fn a_cluster_needs_fencing_or_a_word() {
+    let fs = |kind: &str| {
+        format!("[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"{kind}\"\n")
+    };
+    let text = |accepted: &str, kind: &str| format!("{CLUSTER}{accepted}{}", fs(kind));
+    let parsed = |accepted, kind| Definitions::parse(&text(accepted, kind), "f");
+    for accepted in [
+        "",
+        "fence = \"none\"\n",
+        "i_accept_corruption = true\n",
+        "fence = \"none\"\ni_accept_corruption = false\n",
+    ] {
+        let problems = parsed(accepted, "ext4").expect_err("accepted").to_string();
+        assert_eq!(problems.lines().count(), 1, "{problems}");
+        assert!(
+            problems.contains("that destroys the file system; if that risk is accepted, say fence"),
+            "{problems}"
+        );
+    }
+    let both = "fence = \"none\"\ni_accept_corruption = true\n";
+    let (definitions, warnings) = parsed(both, "ext4").expect("accepted");
+    assert_eq!(definitions.resources.len(), 1);
+    assert!(warnings.to_string().contains("`i_accept_corruption` accepts that"), "{warnings}");
+    let (_, warnings) = parsed("", "gfs2").expect("a cluster file system");
+    assert!(warnings.is_empty(), "{warnings}");
+    // A node that is alone has nobody to share with.
+    good(&fs("ext4"));
+
+    let (bare, _) = Definitions::parse(CLUSTER, "f").expect("good");
+    assert_eq!(
+        definitions.difference(Some(&bare)).last().map(String::as_str),
+        Some("+ file systems and services of projects")
+    );
+    let (other, _) = Definitions::parse(&text(both, "ext4").replace("ext4", "xfs"), "f").expect("good");
+    assert_eq!(other.difference(Some(&definitions)), ["~ file systems and services of projects"]);
+}
+
+#[test]
+fn an_export_beside_the_file_systems_is_doubted() {
+    let lines = "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n\
+                 [[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/srv/ab\" }]";
+    let text = format!("{NODE}{lines}\n");
+    let warnings = parse(&text, "f").expect("good").warnings.to_string();
+    assert!(warnings.contains("/srv/ab is on none of the virtual server's file systems"), "{warnings}");
+}

@@ -1,0 +1,170 @@
+//! File systems and services of virtual servers: started, checked, restarted and stopped on behalf of core.
+//!
+//! A thread for each virtual server that has any, of ordinary priority: it waits for children, devices and file systems, and
+//! never the fast thread for it. Whatever may hang does so in a process of its own (`command`). What is started lives on when
+//! the agent is killed; what an agent has to know of it is in a folder below /run (`folder`), and the next one adopts it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `server` | order, time limits, restarts in place, adoption |
+//! | `filesystem`, `mountinfo`, `holders` | mount(2), and who keeps it from being unmounted |
+//! | `service`, `ocf`, `ganesha`, `rpc` | kinds of services |
+//! | `command`, `process`, `cgroup` | children, and whose they are |
+//! | `orders` | what a thread is told while it waits for something else |
+
+mod cgroup;
+mod command;
+mod filesystem;
+mod folder;
+mod ganesha;
+mod holders;
+mod mountinfo;
+mod ocf;
+mod orders;
+mod process;
+mod rpc;
+mod server;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use baton_core::ResourceState;
+
+use crate::config::Resources;
+use command::Fault;
+use folder::Folder;
+pub use orders::Order;
+use orders::Orders;
+use server::Server;
+
+/// Where the folders of virtual servers are.
+pub const ROOT: &str = "/run/baton";
+/// Where OCF keeps its resource agents.
+pub const OCF_ROOT: &str = "/usr/lib/ocf";
+
+/// Why something could not be started, stopped or found to work.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Something else was ordered meanwhile.
+    #[error("something else was ordered meanwhile")]
+    Told,
+    /// What, and why.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Failure {
+    /// The same, and what has failed.
+    fn of(self, what: &str) -> Failure {
+        match self {
+            Failure::Told => Failure::Told,
+            Failure::Failed(why) => Failure::Failed(format!("{what}: {why}")),
+        }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Failure {
+        match fault {
+            Fault::Told => Failure::Told,
+            fault => Failure::Failed(fault.to_string()),
+        }
+    }
+}
+
+/// What the threads start with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// This node.
+    pub node: String,
+    /// What the virtual servers have.
+    pub resources: Vec<Resources>,
+    /// [`ROOT`], but for tests.
+    pub root: PathBuf,
+    /// [`OCF_ROOT`], but for tests.
+    pub ocf_root: PathBuf,
+    /// May control groups be made?
+    pub groups: bool,
+}
+
+/// Tells how the resources of a virtual server are.
+pub type Report = Arc<dyn Fn(&str, ResourceState) + Send + Sync>;
+
+/// The threads. Dropped: they end, and what runs goes on.
+pub struct Runner {
+    threads: BTreeMap<String, (Arc<Orders>, JoinHandle<()>)>,
+    report: Report,
+}
+
+impl Runner {
+    /// Starts the threads, and tells which virtual servers have all of their resources running: an earlier agent started them.
+    /// What others left halfway is stopped if nothing is ordered for it soon, and so is what is no longer configured.
+    ///
+    /// # Errors
+    /// A thread can't be started, or /proc can't be read.
+    pub fn start(setup: &Setup, report: Report) -> io::Result<(Runner, BTreeSet<String>)> {
+        let hierarchy = setup.groups.then(cgroup::hierarchy).flatten();
+        let mut servers: BTreeMap<String, Option<&Resources>> =
+            Folder::all(&setup.root).into_iter().map(|name| (name, None)).collect();
+        servers.extend(setup.resources.iter().map(|r| (r.server.clone(), Some(r))));
+        let mut runner = Runner { threads: BTreeMap::new(), report: report.clone() };
+        let mut running = BTreeSet::new();
+        for (name, resources) in servers {
+            let orders = Arc::new(Orders::new()?);
+            let folder = Folder::new(&setup.root, &name)?;
+            let server = Server::new(setup, &name, resources, folder, hierarchy.clone(), orders.clone())?;
+            if server.is_running() {
+                running.insert(name.clone());
+            }
+            let report = report.clone();
+            let builder = thread::Builder::new().name(format!("vs-{name}"));
+            runner.threads.insert(name, (orders, builder.spawn(move || server.run(&*report))?));
+        }
+        Ok((runner, running))
+    }
+
+    /// Gives an order to a virtual server; never waits. One that has no resources is running, or stopped, at once.
+    pub fn order(&self, server: &str, order: Order) {
+        match (self.threads.get(server), order) {
+            (Some((orders, _)), order) => orders.give(order),
+            (None, Order::Start) => (self.report)(server, ResourceState::Running),
+            (None, Order::Stop) => (self.report)(server, ResourceState::Stopped),
+            (None, Order::Leave) => {}
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.threads.values().for_each(|(orders, _)| orders.give(Order::Leave));
+        for (name, (_, thread)) in std::mem::take(&mut self.threads) {
+            if thread.join().is_err() {
+                tracing::error!("{name}: the thread of its file systems and services has panicked");
+            }
+        }
+    }
+}
+
+/// Stops all that agents of this node have left: for `baton clean`. Returns what could not be stopped.
+///
+/// # Errors
+/// As [`Runner::start`].
+pub fn clean(setup: &Setup) -> io::Result<Vec<String>> {
+    let hierarchy = setup.groups.then(cgroup::hierarchy).flatten();
+    let mut failed = Vec::new();
+    for name in Folder::all(&setup.root) {
+        let orders = Arc::new(Orders::new()?);
+        let folder = Folder::new(&setup.root, &name)?;
+        let server = Server::new(setup, &name, None, folder, hierarchy.clone(), orders)?;
+        if let Err(e) = server.stop_all() {
+            failed.push(format!("{name}: {e}"));
+        }
+    }
+    Ok(failed)
+}

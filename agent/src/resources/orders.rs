@@ -1,0 +1,220 @@
+//! What a virtual server's thread is told, and how long it may wait for something else.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What a virtual server is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Start what doesn't run.
+    Start,
+    /// Stop what runs.
+    Stop,
+    /// End the thread; what runs goes on.
+    Leave,
+}
+
+/// The newest order, and a bell that wakes whoever waits for something else.
+pub struct Orders {
+    newest: Mutex<Newest>,
+    bell: OwnedFd,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Newest {
+    /// How many there were.
+    number: u64,
+    order: Option<Order>,
+}
+
+impl Orders {
+    pub fn new() -> io::Result<Orders> {
+        // SAFETY: the call takes two integers, and gives a descriptor that nobody else owns.
+        let bell = unsafe {
+            match libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) {
+                -1 => return Err(io::Error::last_os_error()),
+                fd => OwnedFd::from_raw_fd(fd),
+            }
+        };
+        Ok(Orders { newest: Mutex::default(), bell })
+    }
+
+    /// Gives an order. Never waits. Nothing comes after [`Order::Leave`].
+    pub fn give(&self, order: Order) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.order != Some(Order::Leave) {
+            *newest = Newest { number: newest.number + 1, order: Some(order) };
+        }
+        drop(newest);
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the buffer has the eight bytes that an eventfd takes. It can't be full: then it would ring anyway.
+        unsafe { libc::write(self.bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// The newest order and its number, if it is another one than that with the number `seen`.
+    pub fn after(&self, seen: u64) -> Option<(u64, Order)> {
+        let newest = *self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((newest.number, newest.order?)).filter(|(number, _)| *number > seen)
+    }
+
+    fn silence(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: the buffer has the eight bytes that an eventfd gives. One that has not rung gives an error.
+        unsafe { libc::read(self.bell.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+/// What ends waiting for something before it has come.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    orders: &'a Orders,
+    /// Number of the order that is being carried out.
+    seen: u64,
+    /// Only this order matters, and [`Order::Leave`]; `None`: any.
+    only: Option<Order>,
+    /// When it ends.
+    pub end: Instant,
+}
+
+/// Why waiting has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// This descriptor can be read, by its place in the list.
+    Ready(usize),
+    /// There is another order.
+    Told,
+    /// It has taken too long.
+    Late,
+}
+
+impl<'a> Patience<'a> {
+    /// Until `limit` is over, or there is another order than the one with the number `seen`: any, or `only` one.
+    pub fn new(orders: &'a Orders, seen: u64, only: Option<Order>, limit: Duration) -> Patience<'a> {
+        Patience { orders, seen, only, end: Instant::now() + limit }
+    }
+
+    /// The same, with another end.
+    pub fn within(&self, limit: Duration) -> Patience<'a> {
+        Patience { end: Instant::now() + limit, ..*self }
+    }
+
+    /// The same, with another end unless its own comes first.
+    pub fn at_most(&self, limit: Duration) -> Patience<'a> {
+        Patience { end: self.end.min(Instant::now() + limit), ..*self }
+    }
+
+    /// How long it still lasts.
+    pub fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Has something else been ordered?
+    pub fn is_told(&self) -> bool {
+        let counts = |order: Order| order == Order::Leave || self.only.is_none_or(|only| only == order);
+        self.orders.after(self.seen).is_some_and(|(_, order)| counts(order))
+    }
+
+    /// Waits until one of these can be read, or has anything else to tell, like an error.
+    pub fn wait(&self, fds: &[BorrowedFd<'_>]) -> Woken {
+        self.wait_for(fds, PollFlags::POLLIN)
+    }
+
+    /// Waits until this can be written, or has anything else to tell.
+    pub fn wait_writable(&self, fd: BorrowedFd<'_>) -> Woken {
+        self.wait_for(&[fd], PollFlags::POLLOUT)
+    }
+
+    /// Waits for a while. Is it still patient after that?
+    pub fn pause(&self, length: Duration) -> bool {
+        self.at_most(length).wait(&[]) == Woken::Late && !self.left().is_zero()
+    }
+
+    fn wait_for(&self, fds: &[BorrowedFd<'_>], events: PollFlags) -> Woken {
+        loop {
+            // Before the look at the order, so that one which comes after it rings again.
+            self.orders.silence();
+            if self.is_told() {
+                return Woken::Told;
+            }
+            let mut polled = vec![PollFd::new(self.orders.bell.as_fd(), PollFlags::POLLIN)];
+            polled.extend(fds.iter().map(|fd| PollFd::new(*fd, events)));
+            // Rounded up: a poll that ends too early is repeated at once.
+            let left = self.left().as_millis() + 1;
+            let timeout = PollTimeout::try_from(left.min(60_000) as i32).unwrap_or(PollTimeout::MAX);
+            let found = poll(&mut polled, timeout);
+            let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| !r.is_empty());
+            if found.is_ok()
+                && let Some(place) = polled[1..].iter().position(ready)
+            {
+                return Woken::Ready(place);
+            }
+            if self.left().is_zero() {
+                return if self.is_told() { Woken::Told } else { Woken::Late };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn the_newest_order_counts() {
+        let orders = Orders::new().expect("an eventfd");
+        assert_eq!(orders.after(0), None);
+        orders.give(Order::Start);
+        orders.give(Order::Stop);
+        assert_eq!(orders.after(0), Some((2, Order::Stop)));
+        assert_eq!(orders.after(2), None);
+        orders.give(Order::Leave);
+        orders.give(Order::Start);
+        assert_eq!(orders.after(2), Some((3, Order::Leave)));
+    }
+
+    #[test]
+    fn an_order_ends_waiting_for_something_else() {
+        let orders = Arc::new(Orders::new().expect("an eventfd"));
+        let other = orders.clone();
+        let teller = thread::spawn(move || other.give(Order::Stop));
+        assert_eq!(Patience::new(&orders, 0, None, LONG).wait(&[]), Woken::Told);
+        teller.join().expect("no panic");
+        assert!(!Patience::new(&orders, 0, None, LONG).pause(LONG));
+    }
+
+    #[test]
+    fn an_order_that_doesnt_matter_ends_nothing() {
+        let orders = Orders::new().expect("an eventfd");
+        orders.give(Order::Start);
+        let patience = Patience::new(&orders, 0, Some(Order::Stop), LONG);
+        assert_eq!(patience.within(Duration::from_millis(20)).wait(&[]), Woken::Late);
+        assert!(patience.pause(Duration::from_millis(1)));
+        orders.give(Order::Stop);
+        assert_eq!(patience.wait(&[]), Woken::Told);
+        let only_leave = Patience::new(&orders, 2, Some(Order::Leave), LONG);
+        orders.give(Order::Start);
+        assert!(!only_leave.is_told());
+        orders.give(Order::Leave);
+        assert!(only_leave.is_told());
+    }
+
+    #[test]
+    fn what_is_there_is_told_before_the_end() {
+        let orders = Orders::new().expect("an eventfd");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        io::Write::write_all(&mut writer, b"x").expect("written");
+        let patience = Patience::new(&orders, 0, None, Duration::ZERO);
+        assert_eq!(patience.wait(&[reader.as_fd()]), Woken::Ready(0));
+        assert_eq!(patience.wait(&[]), Woken::Late);
+        assert_eq!(patience.wait_writable(writer.as_fd()), Woken::Ready(0));
+    }
+}
