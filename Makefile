@@ -21,9 +21,10 @@ BPF_LINKER_VERSION := 0.13.0
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
 # etcd runs in the lab only: nothing is started on this machine.
 DEMO_PACKAGES := etcd-server etcd-client
+# An NFS server, the portmapper of its version 3, and a client, in the lab only, too.
+FILE_PACKAGES := nfs-ganesha nfs-ganesha-vfs
+CLIENT_PACKAGES := libnfs13 e2fsprogs
 TEST_PACKAGES := iputils-ping openssl libfaketime e2fsprogs procps
-# An NFS server for the lab: nothing is started on this machine.
-SERVICE_PACKAGES := nfs-ganesha nfs-ganesha-vfs
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -67,10 +68,12 @@ setup-packages:
 
 setup-demo: setup
 	$(call install_idle,etcd-server,$(DEMO_PACKAGES),etcd)
+	$(call install_idle,rpcbind,rpcbind,rpcbind.socket rpcbind)
+	$(call install_idle,nfs-ganesha,$(FILE_PACKAGES),nfs-ganesha)
+	$(call install,$(CLIENT_PACKAGES))
 
 setup-test: setup-demo
 	$(call install,$(TEST_PACKAGES))
-	$(call install_idle,nfs-ganesha,$(SERVICE_PACKAGES),nfs-ganesha)
 
 # A rustup toolchain brings its own.
 setup-lint: setup
@@ -109,6 +112,7 @@ bench: setup-bench
 	target/release/baton-bench scale --json bench/out/scale.json
 	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
 	target/release/baton-bench node-failover --runs 12 --json bench/out/node-failover.json --html bench/out/node-failover.html
+	target/release/baton-bench file-client --json bench/out/file-client.json --html bench/out/file-client.html
 	target/release/baton-bench steady --minutes $(STEADY_MINUTES) --json bench/out/steady.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 

@@ -1,6 +1,7 @@
 //! `baton demo`: one file server with three ports and one client, in network namespaces; the real agent; cut cables;
-//! and what the client saw; then three file servers (`nodes`). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
+//! and what the client saw; then three file servers (`nodes`), and files over NFS (`files`). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
 
+mod files;
 mod nodes;
 
 use std::io::{self, Write};
@@ -112,7 +113,8 @@ pub fn run() -> Result<()> {
     })?;
     demo.show_status()?;
     demo.finish()?;
-    nodes::run()
+    nodes::run()?;
+    files::run()
 }
 
 struct Demo<'a> {

@@ -74,7 +74,8 @@ fn item(remark: &str) -> String {
     format!("<li{class}>{}</li>", escape(remark))
 }
 
-fn table(rows: &[&Row]) -> String {
+/// The figures of these rows.
+pub fn table(rows: &[&Row]) -> String {
     let mut text = String::from("<table><tr><th>us<th>n<th>min<th>p50<th>p90<th>p99<th>p99.9<th>max</tr>");
     for row in rows {
         let _ = write!(text, "<tr><td class={}>{}<td>{}", row.system, row.system, row.n);

@@ -3,6 +3,7 @@
 mod carrier;
 mod chart;
 mod cpu;
+mod file_client;
 mod floor_agent;
 mod html;
 mod load;
@@ -29,6 +30,8 @@ enum Command {
     PortFailover(port_failover::Arguments),
     /// What a client loses when a node dies, is cut off or drained: Baton in two profiles, keepalived.
     NodeFailover(node_failover::Arguments),
+    /// How long an NFS client waits when its node fails or is drained: Baton, keepalived with scripts.
+    FileClient(file_client::Arguments),
     /// Takeovers without a cause, under stress: Baton in two profiles, keepalived beside it.
     Steady(steady::Arguments),
     /// What a client loses when a port turns silent with carrier; false verdicts under stress; what watching costs.
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
         Command::NodeFailover(arguments) => node_failover::main(&arguments),
+        Command::FileClient(arguments) => file_client::main(&arguments),
         Command::Steady(arguments) => steady::main(&arguments),
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),

@@ -161,6 +161,18 @@ impl Cluster {
     /// # Errors
     /// What fails, with the agents' logs where an address is not answered for.
     pub fn start(name: &str, spec: ClusterSpec) -> Result<Cluster, LabError> {
+        Cluster::start_prepared(name, spec, |_| Ok(()))
+    }
+
+    /// As [`Cluster::start`], with something done to the hosts before anything runs there.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`], and those of `prepare`.
+    pub fn start_prepared(
+        name: &str,
+        spec: ClusterSpec,
+        prepare: impl FnOnce(&Lab) -> Result<(), LabError>,
+    ) -> Result<Cluster, LabError> {
         let mut topology = Topology::new(name).segment("office").segment("back");
         for (index, client) in spec.clients.iter().enumerate() {
             let host = HostSpec::new(client).ports("office", 1);
@@ -180,6 +192,7 @@ impl Cluster {
             let chmod = lab.host(node)?.run("chmod", ["600", KEY_FILE])?;
             debug_assert!(chmod.status.success());
         }
+        prepare(&lab)?;
         let addresses: Vec<String> = (1..=spec.etcd_members).map(|n| format!("10.99.0.{n}")).collect();
         let mut hosts = Vec::new();
         for (node, address) in spec.nodes.iter().zip(&addresses) {

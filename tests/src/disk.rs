@@ -13,6 +13,8 @@ const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
 /// The device goes with its last user.
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// Past the page cache of what is below.
+const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Another process may take the free device first: so often it is tried again.
 const ATTEMPTS: u32 = 100;
 
@@ -57,6 +59,18 @@ impl LoopDevice {
     /// # Errors
     /// As [`LoopDevice::new`].
     pub fn over(file: &File) -> Result<LoopDevice, LabError> {
+        LoopDevice::set_up(file, LO_FLAGS_AUTOCLEAR)
+    }
+
+    /// One over a file that was opened with `O_DIRECT`: what it reads and writes is not cached below it.
+    ///
+    /// # Errors
+    /// As [`LoopDevice::new`].
+    pub fn direct(file: &File) -> Result<LoopDevice, LabError> {
+        LoopDevice::set_up(file, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO)
+    }
+
+    fn set_up(file: &File, flags: u32) -> Result<LoopDevice, LabError> {
         let control = File::open("/dev/loop-control").context(|| "open /dev/loop-control".into())?;
         for _ in 0..ATTEMPTS {
             // SAFETY: the request takes nothing, and gives a number.
@@ -67,7 +81,7 @@ impl LoopDevice {
             // SAFETY: the structure holds integers only, for which zero is a value.
             let mut config: LoopConfig = unsafe { std::mem::zeroed() };
             config.fd = file.as_raw_fd() as u32;
-            config.info.flags = LO_FLAGS_AUTOCLEAR;
+            config.info.flags = flags;
             // SAFETY: the structure is as the request wants it, and outlives the call.
             let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
             if result == 0 {
@@ -97,7 +111,7 @@ impl LoopDevice {
 }
 
 /// A file that is in no folder.
-fn memory(bytes: u64) -> io::Result<File> {
+pub(crate) fn memory(bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a string that lives on, and the descriptor is new, so the file is the only one to own it.
     let file = unsafe {
         match libc::memfd_create(c"baton-lab-disk".as_ptr(), libc::MFD_CLOEXEC) {

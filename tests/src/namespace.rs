@@ -53,7 +53,7 @@ impl Namespaces {
     }
 
     /// Kills all processes inside, until there are none.
-    pub(crate) fn kill_all(&self) {
+    pub fn kill_all(&self) {
         for _ in 0..100 {
             let inside = self.processes();
             if inside.is_empty() {

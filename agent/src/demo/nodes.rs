@@ -90,7 +90,7 @@ pub(super) fn run() -> Result<()> {
     say("done; namespaces, agents, etcd and addresses are gone")
 }
 
-fn installed(program: &str) -> bool {
+pub(super) fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }

@@ -11,10 +11,10 @@ use baton_lab::{Blackhole, Direction, Process};
 use super::*;
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,20 +22,20 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len() as u64) as usize]
     }
 
-    fn time(&mut self, most: Duration) -> Duration {
+    pub fn time(&mut self, most: Duration) -> Duration {
         Duration::from_micros(self.below(most.as_micros() as u64))
     }
 }
 
-fn setting(name: &str, default: u64) -> Result<u64> {
+pub fn setting(name: &str, default: u64) -> Result<u64> {
     match std::env::var(name) {
         Ok(text) => Ok(text.parse()?),
         Err(_) => Ok(default),

@@ -6,6 +6,8 @@ mod campaign;
 mod clock;
 mod death;
 mod failback;
+mod files;
+mod files_campaign;
 mod heal;
 mod membership;
 mod midway;

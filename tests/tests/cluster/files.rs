@@ -1,0 +1,184 @@
+//! A real NFS client reads and writes through what happens to the node that serves it: every byte is right, what it was told is
+//! stable is there, the address is answered for by one node, and the file system is mounted on one node.
+//!
+//! How long the client waited is printed, not judged.
+
+use baton_lab::clock;
+use baton_lab::files::{self, FileCluster, MOUNT, NODES};
+use baton_lab::nfs::NfsClient;
+use baton_lab::transfer::{Contents, check_stable};
+use baton_lab::{Transfer, Work};
+
+use super::*;
+
+/// Bytes of a read or write.
+const CHUNK: usize = 64 << 10;
+
+/// Clients that read and write, and the judges.
+struct Watched {
+    files: FileCluster,
+    reader: Transfer,
+    writer: Transfer,
+    written: Contents,
+    judge: Judge,
+    mounts: baton_lab::lun::MountWatch,
+}
+
+fn contents(name: &str, seed: u64) -> Contents {
+    Contents { name: format!("/{name}"), bytes: 4 << 20, seed }
+}
+
+impl Watched {
+    fn start(name: &str) -> Result<Watched> {
+        let files = FileCluster::start(name, files::spec(""))?;
+        files.move_to("n1")?;
+        let (read, written) = (contents("read", 1), contents("written", 2));
+        files.client()?.enter(|| -> Result<()> {
+            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, LONG)?;
+            Ok(read.write(&mut client, 0)?)
+        })??;
+        let reader = Transfer::start(files.client()?, &read, Work::Read { chunk: CHUNK }, LONG)?;
+        let writer = Transfer::start(files.client()?, &written, Work::Write { chunk: CHUNK }, LONG)?;
+        reader.wait(50, Duration::ZERO, LONG)?;
+        writer.wait(50, Duration::ZERO, LONG)?;
+        let (judge, mounts) = (files.cluster.judge()?, files.disks.lun.watch()?);
+        // Nobody is called dead in the first two seconds of a member list.
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(Watched { files, reader, writer, written, judge, mounts })
+    }
+
+    /// Both clients go on after `at`; prints how long they waited, and what the nodes did meanwhile.
+    fn goes_on(&self, what: &str, at: Duration) -> Result<()> {
+        for (name, transfer) in [("reader", &self.reader), ("writer", &self.writer)] {
+            transfer.wait(20, at, LONG).map_err(|e| {
+                anyhow::anyhow!("{what}: {name}: {e}{}{}", self.story(at), self.connections())
+            })?;
+        }
+        let now = clock::now();
+        let stall = |transfer: &Transfer| {
+            let (from, to) = transfer.log().longest(at, now);
+            to.saturating_sub(from)
+        };
+        let (read, written) = (stall(&self.reader), stall(&self.writer));
+        let again = |transfer: &Transfer| {
+            let log = transfer.log();
+            (log.asked_again, log.mounted_again)
+        };
+        println!(
+            "{what}: the reader waited for {read:.0?}, the writer for {written:.0?}; so far asked again and mounted again: {:?} and \
+             {:?}{}",
+            again(&self.reader),
+            again(&self.writer),
+            self.story(at)
+        );
+        Ok(())
+    }
+
+    /// How the connections are that the client has, and what the nodes know of them.
+    fn connections(&self) -> String {
+        let mut text = String::new();
+        for name in ["client", "n1", "n2"] {
+            let shown = self.files.cluster.lab.host(name).and_then(|host| host.run("ss", ["-tnio"]));
+            let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            text += &format!("\n--- connections of {name}\n{}", shown.unwrap_or_default());
+        }
+        text
+    }
+
+    /// What the nodes noted since `at`.
+    fn story(&self, at: Duration) -> String {
+        let mut all = Vec::new();
+        for (node, agent) in &self.files.cluster.agents {
+            for event in agent.events().unwrap_or_default() {
+                let time = Duration::from_nanos(event["at"].as_u64().unwrap_or_default());
+                if time >= at {
+                    all.push((time - at, node.clone(), event));
+                }
+            }
+        }
+        all.sort_by_key(|(time, ..)| *time);
+        let lines = all
+            .iter()
+            .map(|(time, node, event)| format!("\n  {:8.1} ms {node} {event}", time.as_secs_f64() * 1e3));
+        lines.collect()
+    }
+
+    fn finish(self) -> Result<()> {
+        let Watched { files, reader, writer, written, judge, mounts } = self;
+        let (read, wrote) = (reader.stop(), writer.stop());
+        for (name, log) in [("reader", &read), ("writer", &wrote)] {
+            ensure!(log.failed.is_none() && log.wrong.is_empty(), "{name}: {:?} {:?}", log.failed, log.wrong);
+            ensure!(!log.answered.is_empty(), "{name}: nothing was answered");
+        }
+        let wrong = files.client()?.enter(|| -> Result<Vec<String>> {
+            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, LONG)?;
+            Ok(check_stable(&mut client, &written, CHUNK, &wrote)?)
+        })??;
+        ensure!(wrong.is_empty(), "not there: {wrong:?}");
+        let (looked, doubles) = mounts.finish();
+        ensure!(looked > 50 && doubles.is_empty(), "{looked} looks, mounted twice: {doubles:?}");
+        let owner = files.wait_well()?;
+        ensure!(files.disks.mounted_on(&NODES)? == [owner], "mounted elsewhere");
+        never_two(judge)
+    }
+}
+
+#[test]
+fn files_are_served_on_when_their_node_loses_its_power() -> Result<()> {
+    let mut watched = Watched::start("files-power")?;
+    for round in 1..=2 {
+        let owner = watched.files.owner()?;
+        let at = watched.files.power_off(&owner)?;
+        watched.goes_on(&format!("power loss {round}"), at)?;
+        watched.files.power_on(&owner)?;
+        let now = watched.files.wait_well()?;
+        ensure!(now != owner, "{owner} serves again");
+    }
+    watched.finish()
+}
+
+#[test]
+fn files_are_served_on_when_they_are_moved_and_when_their_node_is_drained() -> Result<()> {
+    let watched = Watched::start("files-move")?;
+    for to in ["n2", "n1"] {
+        let at = clock::now();
+        watched.files.move_to(to)?;
+        watched.goes_on(&format!("move to {to}"), at)?;
+        ensure!(watched.files.wait_well()? == to, "it is elsewhere");
+    }
+    let at = clock::now();
+    watched.files.cluster.done("n3", &["drain", "n1"])?;
+    watched.goes_on("drain", at)?;
+    watched.files.cluster.done("n3", &["resume", "n1"])?;
+    ensure!(watched.files.wait_well()? == "n2", "it is elsewhere");
+    watched.finish()
+}
+
+/// Its agent starts it again where it was.
+#[test]
+fn files_are_served_on_when_the_server_is_killed() -> Result<()> {
+    let watched = Watched::start("files-service")?;
+    for round in 1..=2 {
+        let before = watched.files.service("n1")?;
+        let at = watched.files.kill_service("n1")?;
+        watched.goes_on(&format!("server killed {round}"), at)?;
+        ensure!(watched.files.service("n1")? != before, "it was not killed");
+        ensure!(watched.files.wait_well()? == "n1", "it has moved");
+    }
+    watched.finish()
+}
+
+/// The server does not notice: the next agent finds it running.
+#[test]
+fn files_are_served_on_when_the_agent_is_killed_and_started_again() -> Result<()> {
+    let mut watched = Watched::start("files-agent")?;
+    let before = watched.files.service("n1")?;
+    let at = clock::now();
+    watched.files.cluster.agent_mut("n1")?.kill()?;
+    std::thread::sleep(Duration::from_millis(500));
+    watched.files.cluster.agent_mut("n1")?.start_again()?;
+    watched.goes_on("agent killed", at)?;
+    ensure!(watched.files.wait_well()? == "n1", "it has moved");
+    ensure!(watched.files.service("n1")? == before, "the server was started again");
+    watched.finish()
+}
