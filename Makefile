@@ -24,7 +24,9 @@ DEMO_PACKAGES := etcd-server etcd-client
 # An NFS server, the portmapper of its version 3, and a client, in the lab only, too.
 FILE_PACKAGES := nfs-ganesha nfs-ganesha-vfs
 CLIENT_PACKAGES := libnfs13 e2fsprogs
-TEST_PACKAGES := iputils-ping openssl libfaketime e2fsprogs procps
+TEST_PACKAGES := iputils-ping openssl libfaketime procps smbclient
+# And an SMB server.
+SMB_PACKAGES := samba
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -74,6 +76,7 @@ setup-demo: setup
 
 setup-test: setup-demo
 	$(call install,$(TEST_PACKAGES))
+	$(call install_idle,samba,$(SMB_PACKAGES),smbd nmbd samba-ad-dc)
 
 # A rustup toolchain brings its own.
 setup-lint: setup

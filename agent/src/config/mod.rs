@@ -44,7 +44,7 @@ use baton_core::Config;
 
 pub use definitions::{Definitions, DefinitionsError};
 pub use problem::{ConfigErrors, Problem, Problems};
-pub use resources::{Exec, Export, Filesystem, Ganesha, Ocf, Resources, Service, ServiceKind};
+pub use resources::{Exec, Export, Filesystem, Ganesha, Ocf, Resources, Samba, Service, ServiceKind, Share};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";

@@ -13,8 +13,10 @@ use super::reader::{At, Section, text_of};
 use super::sections::RawServer;
 
 mod read;
+mod samba;
 
 pub(super) use read::{KEYS, RawResources, read};
+pub use samba::{Samba, Share};
 
 /// What is started before a virtual server is served, in this order, and stopped in the reverse one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub enum ServiceKind {
     Ocf(Ocf),
     /// An NFS server in user space.
     NfsGanesha(Ganesha),
+    /// An SMB server.
+    Samba(Samba),
 }
 
 /// Programs with their arguments, no shell between.
@@ -139,6 +143,11 @@ pub(super) fn resources(server: &RawServer) -> Option<Resources> {
         {
             ganesha.exports = exports().collect();
         }
+        if let ServiceKind::Samba(samba) = &mut service.kind
+            && samba.shares.is_empty()
+        {
+            samba.shares = filesystems.iter().map(|f| samba::share_of(&f.value)).collect();
+        }
         service
     };
     let resources = Resources {
@@ -185,6 +194,7 @@ pub(super) fn check(servers: &[RawServer], f: &mut Findings) {
             check_name("storage unit", unit, f);
         }
         check_exports(server, f);
+        samba::check(server, f);
     }
     check_nesting(servers, f);
 }

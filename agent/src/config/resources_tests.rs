@@ -162,10 +162,6 @@ const SINGLE: &[(&str, &str)] = &[
         "2:9: `kind` in [[virtual_server.service]] is \"systemd\", which is not in this version; use \"exec\", with its programs, or \"ocf\", with a resource agent",
     ),
     (
-        "[[virtual_server.service]]\nkind = \"samba\"",
-        "2:9: `kind` in [[virtual_server.service]] is \"samba\", which is not in this version; use \"exec\", with its programs, or \"ocf\", with a resource agent",
-    ),
-    (
         "[[virtual_server.service]]\nkind = \"exec\"",
         "1:1: [[virtual_server.service]] has no `start`; add start = [\"/usr/sbin/program\", \"argument\"]",
     ),
@@ -254,7 +250,7 @@ fn every_error_is_found_at_its_place() {
         // An export without a path is none, and then nothing is exported.
         let found: Vec<_> = found
             .into_iter()
-            .filter(|e| *lines == SINGLE[19].0 || !e.contains("nothing is exported"))
+            .filter(|e| expected.contains("nothing is exported") || !e.contains("nothing is exported"))
             .collect();
         assert_eq!(found, [*expected], "with {lines}");
     }
@@ -391,4 +387,111 @@ fn an_export_beside_the_file_systems_is_doubted() {
     let text = format!("{NODE}{lines}\n");
     let warnings = parse(&text, "f").expect("good").warnings.to_string();
     assert!(warnings.contains("/srv/ab is on none of the virtual server's file systems"), "{warnings}");
+}
+
+/// Lines of the service and the only error expected; the server has a file system at /srv/a.
+const SAMBA: &[(&str, &str)] = &[
+    ("shares = [{ name = \"a\" }]", "6:11: `shares` has no `path`; add path = \"/srv/projects\""),
+    (
+        "shares = [{ path = \"/srv/a\", public = true }]",
+        "6:30: unknown key in `shares`: `public`; known are name, path, read_only, guest, valid_users, force_user",
+    ),
+    (
+        "shares = [{ path = \"/srv/a/b\" }, { name = \"B\", path = \"/srv/a\" }]",
+        "6:34: there are two shares \"B\", first in line 17; give one of the two another `name`; capitals make no difference",
+    ),
+    (
+        "shares = [{ path = \"/srv/a/%u\" }]",
+        "6:21: \"/srv/a/%u\" can't be written into Samba's configuration; choose a name without quotes, backslashes, percent signs, control characters and spaces at its ends",
+    ),
+    (
+        "shares = [{ path = \"/srv/a\", name = \"a]\" }]",
+        "6:38: \"a]\" can't be the name of a share; write name = \"projects\", with letters, digits and the like",
+    ),
+    (
+        "shares = [{ path = \"/srv/a/homes\" }]",
+        "6:11: \"homes\" can't be the name of a share; write name = \"projects\", with letters, digits and the like",
+    ),
+    (
+        "shares = [{ path = \"/srv/a\", valid_users = [\"alice\", \"b\\nguest ok = yes\"] }]",
+        "6:55: `valid_users` has \"b\\nguest ok = yes\"; write a user, as \"alice\", or a group, as \"@staff\"",
+    ),
+    (
+        "shares = [{ path = \"/srv/a\", force_user = \"@staff\" }]",
+        "6:44: `force_user` is \"@staff\"; write a user of this node, as \"nobody\"",
+    ),
+    (
+        "include = \"more.conf\"",
+        "6:12: `include` in [[virtual_server.service]] is \"more.conf\", not an absolute path; start it with /",
+    ),
+    (
+        "exports = []",
+        "6:1: unknown key in [[virtual_server.service]]: `exports`; known are shares, include, program, kind, start_limit, stop_limit, monitor_every, monitor_limit, restarts",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"samba\"",
+        "6:1: the virtual server has two services \"samba\", first in line 15; put all shares into one of them",
+    ),
+];
+
+#[test]
+fn samba_is_checked() {
+    let text = |mounts: &[&str], lines: &str| {
+        let filesystem =
+            |(n, mount)| format!("{{ device = \"/dev/{n}\", mount = \"{mount}\", type = \"xfs\" }}");
+        let filesystems: Vec<String> = mounts.iter().enumerate().map(filesystem).collect();
+        let filesystems = filesystems.join(", ");
+        format!("filesystem = [{filesystems}]\n#\n#\n[[virtual_server.service]]\nkind = \"samba\"\n{lines}")
+    };
+    for (lines, expected) in SAMBA {
+        assert_eq!(errors(&text(&["/srv/a"], lines)), [*expected], "with {lines}");
+    }
+    let fix = "write the shares out: shares = [{ name = \"projects\", path = \"/srv/projects\" }]";
+    let twice = errors(&text(&["/srv/a", "/mnt/A"], ""));
+    assert_eq!(twice, [format!("4:1: two file systems would be shared as \"A\", first in line 15; {fix}")]);
+    let reserved = errors(&text(&["/srv/a", "/srv/global"], ""));
+    assert_eq!(reserved, [format!("4:1: \"global\" can't be the name of a share; {fix}")]);
+}
+
+#[test]
+fn samba_shares_every_file_system_unless_told_otherwise() {
+    let filesystems = "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n\
+                       [[virtual_server.filesystem]]\ndevice = \"/dev/b\"\nmount = \"/srv/b c\"\ntype = \"xfs\"\n";
+    let samba = |more: &str| {
+        let lines = format!("{filesystems}[[virtual_server.service]]\nkind = \"samba\"\n{more}");
+        match only(&lines).kind {
+            ServiceKind::Samba(samba) => samba,
+            other => panic!("{other:?}"),
+        }
+    };
+    let share = |name: &str, path: &str| Share {
+        name: name.into(),
+        path: path.into(),
+        read_only: false,
+        guest: false,
+        valid_users: Vec::new(),
+        force_user: None,
+    };
+    let all = vec![share("a", "/srv/a"), share("b c", "/srv/b c")];
+    assert_eq!(samba(""), Samba { program: "smbd".into(), include: None, shares: all });
+    let told = samba(
+        "program = \"/opt/smbd\"\ninclude = \"/etc/more.conf\"\n\
+         shares = [{ path = \"/srv/a/x\", read_only = true, guest = true, valid_users = [\"alice\", \"@staff\"], \
+         force_user = \"nobody\" }, { name = \"all\", path = \"/srv/a/\" }]",
+    );
+    let first = Share {
+        read_only: true,
+        guest: true,
+        valid_users: vec!["alice".into(), "@staff".into()],
+        force_user: Some("nobody".into()),
+        ..share("x", "/srv/a/x")
+    };
+    let expected = Samba {
+        program: "/opt/smbd".into(),
+        include: Some("/etc/more.conf".into()),
+        shares: vec![first, share("all", "/srv/a")],
+    };
+    assert_eq!(told, expected);
+    let alone = errors("[[virtual_server.service]]\nkind = \"samba\"");
+    assert!(alone.len() == 1 && alone[0].contains("nothing is shared"), "{alone:?}");
 }

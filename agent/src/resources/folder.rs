@@ -69,6 +69,7 @@ impl Resource {
                 ServiceKind::Exec(Exec { start, .. }) => start.first().cloned().unwrap_or_default(),
                 ServiceKind::Ocf(ocf) => format!("{}/{}", ocf.provider, ocf.agent),
                 ServiceKind::NfsGanesha(_) => "nfs-ganesha".to_owned(),
+                ServiceKind::Samba(_) => "samba".to_owned(),
             },
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Failure;
-use super::folder::{Record, Resource};
+use super::folder::Record;
 use super::orders::Patience;
 use super::rpc;
 use super::service::Place;
@@ -20,8 +20,6 @@ use crate::config::{Export, Ganesha, Service};
 const PORTS: (u16, u16) = (2049, 20048);
 /// In seconds: clients of version 4 renew their locks so often, and get so long to claim them again after a takeover.
 const LEASE: (u32, u32) = (5, 10);
-/// The folder on the file system.
-const REMEMBERED: &str = ".baton/ganesha";
 
 /// Starts it.
 ///
@@ -36,7 +34,7 @@ pub fn start(
 ) -> Result<(), Failure> {
     let folder = place.folder.path();
     let address = address(place)?;
-    let memory = memory(place);
+    let memory = place.memory("ganesha");
     let file = folder.join("ganesha.conf");
     let write = || {
         fs::create_dir_all(&memory)?;
@@ -91,16 +89,6 @@ pub fn check(place: &Place<'_>, config: &Ganesha, patience: &Patience<'_>) -> Re
 fn address(place: &Place<'_>) -> Result<IpAddr, Failure> {
     let first = place.identity.addresses.first();
     first.copied().ok_or_else(|| Failure::Failed("the virtual server has no address".to_owned()))
-}
-
-/// Where it keeps who its clients are: on the virtual server's first file system, so that the next owner finds it.
-fn memory(place: &Place<'_>) -> PathBuf {
-    let records = place.folder.records();
-    let first = records.into_iter().find_map(|record| match record.resource {
-        Resource::Filesystem(fs) => Some(fs.mount),
-        Resource::Service(_) => None,
-    });
-    first.map_or_else(|| place.folder.path().join("recovery"), |mount| mount.join(REMEMBERED))
 }
 
 /// Its configuration file (ganesha-config(8) and those it names).

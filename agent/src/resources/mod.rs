@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `server` | order, time limits, restarts in place, adoption |
 //! | `filesystem`, `mountinfo`, `holders` | mount(2), and who keeps it from being unmounted |
-//! | `service`, `ocf`, `ganesha`, `rpc` | kinds of services |
+//! | `service`, `ocf`, `ganesha`, `samba` | kinds of services |
+//! | `question`, `rpc`, `smb` | what they are asked to see whether they work |
 //! | `command`, `process`, `cgroup` | children, and whose they are |
 //! | `orders` | what a thread is told while it waits for something else |
 
@@ -22,9 +23,12 @@ mod mountinfo;
 mod ocf;
 mod orders;
 mod process;
+mod question;
 mod rpc;
+mod samba;
 mod server;
 mod service;
+mod smb;
 #[cfg(test)]
 mod tests;
 

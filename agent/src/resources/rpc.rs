@@ -1,17 +1,10 @@
 //! The NULL call of an NFS server over TCP: the least that shows that it answers (RFC 5531; RFC 1813, 3.3.0; RFC 7530, 16.1).
 
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, recv, send, socket,
-    sockopt::SocketError,
-};
 
 use super::Failure;
-use super::orders::{Patience, Woken};
+use super::orders::Patience;
+use super::question::{NO_ANSWER, Question};
 
 /// Program number of NFS.
 const NFS: u32 = 100_003;
@@ -52,7 +45,7 @@ fn judge(answer: &[u8]) -> Result<(), String> {
     };
     let short = || "its answer is too short".to_owned();
     if word(0) != Some(XID) || word(1) != Some(REPLY) {
-        return Err("its answer is none to this call".to_owned());
+        return Err(NO_ANSWER.to_owned());
     }
     if word(2) != Some(ACCEPTED) {
         return Err("it rejects the call".to_owned());
@@ -69,79 +62,32 @@ fn judge(answer: &[u8]) -> Result<(), String> {
     }
 }
 
+/// The record in what has come so far.
+fn record(so_far: &[u8]) -> Result<Option<&[u8]>, String> {
+    let Some(mark) = so_far.first_chunk().map(|mark| u32::from_be_bytes(*mark)) else { return Ok(None) };
+    let length = (mark & !LAST_FRAGMENT) as usize;
+    if mark & LAST_FRAGMENT == 0 || length > MOST {
+        return Err(NO_ANSWER.to_owned());
+    }
+    Ok(so_far.get(4..4 + length))
+}
+
 /// Calls, and waits for the answer.
 ///
 /// # Errors
 /// [`Failure`]: nobody answers, or not as an NFS server of this version does.
 pub fn null_call(server: SocketAddr, version: u32, patience: &Patience<'_>) -> Result<(), Failure> {
-    let failed = |why: String| Failure::Failed(format!("NFS at {server}: {why}"));
-    let broken = |errno: Errno| failed(errno.desc().to_owned());
-    let connection = open(server, patience, &failed)?;
-    let fd = connection.as_raw_fd();
-    // So few bytes fit into the buffer of a new connection.
-    send(fd, &call(version), MsgFlags::MSG_NOSIGNAL).map_err(broken)?;
-    let mut answer = Vec::new();
-    loop {
-        match patience.wait(&[connection.as_fd()]) {
-            Woken::Ready(_) => {}
-            Woken::Told => return Err(Failure::Told),
-            Woken::Late => return Err(failed("no answer".to_owned())),
-        }
-        let mut buffer = [0; 256];
-        match recv(fd, &mut buffer, MsgFlags::empty()) {
-            Ok(0) => return Err(failed("it has closed the connection".to_owned())),
-            Ok(n) => answer.extend_from_slice(&buffer[..n]),
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
-            Err(errno) => return Err(broken(errno)),
-        }
-        let Some(mark) = answer.first_chunk().map(|mark| u32::from_be_bytes(*mark)) else { continue };
-        let length = (mark & !LAST_FRAGMENT) as usize;
-        if mark & LAST_FRAGMENT == 0 || length > MOST {
-            return Err(failed("its answer is none to this call".to_owned()));
-        }
-        if let Some(answer) = answer.get(4..4 + length) {
-            return judge(answer).map_err(failed);
-        }
-    }
-}
-
-fn open(
-    server: SocketAddr,
-    patience: &Patience<'_>,
-    failed: &dyn Fn(String) -> Failure,
-) -> Result<OwnedFd, Failure> {
-    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let broken = |errno: Errno| failed(errno.desc().to_owned());
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let connection = socket(family, SockType::Stream, flags, None).map_err(broken)?;
-    match connect(connection.as_raw_fd(), &SockaddrStorage::from(server)) {
-        Ok(()) => return Ok(connection),
-        Err(Errno::EINPROGRESS) => {}
-        Err(errno) => return Err(broken(errno)),
-    }
-    match patience.wait_writable(connection.as_fd()) {
-        Woken::Ready(_) => {}
-        Woken::Told => return Err(Failure::Told),
-        Woken::Late => return Err(failed("no connection".to_owned())),
-    }
-    match getsockopt(&connection, SocketError) {
-        Ok(0) => Ok(connection),
-        Ok(code) => Err(failed(io::Error::from_raw_os_error(code).to_string())),
-        Err(errno) => Err(broken(errno)),
-    }
+    let request = call(version);
+    Question { protocol: "NFS", request: &request, frame: record, judge }.ask(server, patience)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::thread;
     use std::time::Duration;
 
-    use super::super::orders::{Order, Orders};
+    use super::super::question::tests::{LONG, asked, refused};
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
     /// An accepted call, as another server's implementation wrote it.
     const ANSWER: [u8; 28] =
         [0x80, 0, 0, 24, b'b', b'a', b't', b'o', 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -177,28 +123,14 @@ mod tests {
         }
     }
 
-    /// Calls a server that answers with these pieces; none: it keeps the connection open.
+    fn call_of_4(server: SocketAddr, patience: &Patience<'_>) -> Result<(), Failure> {
+        null_call(server, 4, patience)
+    }
+
     fn called(pieces: Vec<Vec<u8>>, limit: Duration) -> Result<(), String> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a client");
-            let mut request = [0; 44];
-            stream.read_exact(&mut request).expect("a call");
-            for piece in &pieces {
-                stream.write_all(piece).expect("written");
-                stream.flush().expect("sent");
-                thread::sleep(Duration::from_millis(20));
-            }
-            if pieces.is_empty() {
-                let _ = stream.read(&mut request); // until the client has gone
-            }
-            request
-        });
-        let orders = Orders::new().expect("an eventfd");
-        let result = null_call(address, 4, &Patience::new(&orders, 0, None, limit));
-        assert_eq!(server.join().expect("no panic").to_vec(), call(4));
-        result.map_err(|failure| failure.to_string().split(": ").skip(1).collect::<Vec<_>>().join(": "))
+        let (request, result) = asked(call_of_4, 44, pieces, limit);
+        assert_eq!(request, call(4));
+        result
     }
 
     #[test]
@@ -216,12 +148,7 @@ mod tests {
         assert_eq!(called(vec![ANSWER[..9].to_vec()], LONG), Err("it has closed the connection".into()));
         let other = "its answer is none to this call";
         assert_eq!(called(vec![b"HTTP/1.1 400 Bad Request".to_vec()], LONG), Err(other.into()));
-        let nobody = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
-        let orders = Orders::new().expect("an eventfd");
-        let patience = Patience::new(&orders, 0, None, LONG);
-        let refused = null_call(nobody, 4, &patience).expect_err("nobody is there").to_string();
+        let refused = refused(call_of_4);
         assert!(refused.contains("refused"), "{refused}");
-        orders.give(Order::Stop);
-        assert!(matches!(null_call(nobody, 4, &patience), Err(Failure::Told | Failure::Failed(_))));
     }
 }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::command::{self, Command, Done, Fault, last_line, log_file};
-use super::folder::{Folder, Identity, Record};
+use super::folder::{Folder, Identity, Record, Resource};
 use super::orders::{Patience, Woken};
 use super::process::{self, Ended, Process};
-use super::{Failure, cgroup, ganesha, ocf};
+use super::{Failure, cgroup, ganesha, ocf, samba};
 use crate::config::{Exec, Service, ServiceKind};
 
 /// A service in the foreground without a check is taken to work when it has lived for so long.
@@ -23,6 +23,8 @@ const READY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 const GENTLY: Duration = Duration::from_secs(2);
 /// A service's log is emptied when it has more bytes.
 const LOG_BYTES: u64 = 1 << 20;
+/// The folder on a file system for what daemons must remember.
+const REMEMBERED: &str = ".baton";
 
 /// Where the services of a virtual server run.
 pub struct Place<'a> {
@@ -95,6 +97,15 @@ impl Place<'_> {
         self.folder.path().join(format!("{place}.log"))
     }
 
+    /// Where a daemon keeps what the next owner must find: on the virtual server's first file system, if it has one.
+    pub(super) fn memory(&self, daemon: &str) -> PathBuf {
+        let first = self.folder.records().into_iter().find_map(|record| match record.resource {
+            Resource::Filesystem(fs) => Some(fs.mount),
+            Resource::Service(_) => None,
+        });
+        first.unwrap_or_else(|| self.folder.path().to_owned()).join(REMEMBERED).join(daemon)
+    }
+
     /// Starts a service.
     ///
     /// # Errors
@@ -124,6 +135,7 @@ impl Place<'_> {
             ServiceKind::Exec(exec) => self.by_command(exec, service, record, patience),
             ServiceKind::Ocf(agent) => ocf::start(self, agent, service, record, patience),
             ServiceKind::NfsGanesha(config) => ganesha::start(self, config, service, record, patience),
+            ServiceKind::Samba(config) => samba::start(self, config, service, record, patience),
         }
     }
 
@@ -235,7 +247,9 @@ impl Place<'_> {
             ServiceKind::Exec(Exec { stop: Some(stop), .. }) => {
                 succeeded(self.command(stop, &[], patience)).map_err(|e| e.of("stop"))
             }
-            ServiceKind::Exec(_) | ServiceKind::NfsGanesha(_) => self.terminate(record, patience),
+            ServiceKind::Exec(_) | ServiceKind::NfsGanesha(_) | ServiceKind::Samba(_) => {
+                self.terminate(record, patience)
+            }
             ServiceKind::Ocf(agent) => ocf::stop(self, agent, service, patience),
         };
         if matches!(stopped, Err(Failure::Told)) {
@@ -284,7 +298,7 @@ impl Place<'_> {
                 done.is_ok_and(|done| matches!(done.ended, Ended::Exit(code) if code != 0))
             }
             ServiceKind::Exec(_) => false,
-            ServiceKind::NfsGanesha(_) => true,
+            ServiceKind::NfsGanesha(_) | ServiceKind::Samba(_) => true,
             ServiceKind::Ocf(agent) => ocf::is_stopped(self, agent, service, &patience),
         }
     }
@@ -322,6 +336,7 @@ impl Place<'_> {
             ServiceKind::Exec(_) => Ok(()),
             ServiceKind::Ocf(agent) => ocf::check(self, agent, service, patience),
             ServiceKind::NfsGanesha(config) => ganesha::check(self, config, patience),
+            ServiceKind::Samba(_) => samba::check(self, patience),
         }
     }
 
@@ -336,7 +351,7 @@ impl Place<'_> {
 pub fn is_running(service: &Service, record: &Record) -> bool {
     let in_foreground = match &service.kind {
         ServiceKind::Exec(exec) => exec.stop.is_none(),
-        ServiceKind::NfsGanesha(_) => true,
+        ServiceKind::NfsGanesha(_) | ServiceKind::Samba(_) => true,
         ServiceKind::Ocf(_) => false,
     };
     let alive = record.process.is_some_and(|process| process.is_alive());

@@ -13,6 +13,7 @@ mod many;
 mod measure;
 mod repair;
 mod restart;
+mod samba;
 mod services;
 mod silent;
 mod spread;

@@ -21,7 +21,7 @@ const NULL_CALL: [u8; 44] = [
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-fn disk() -> Result<LoopDevice> {
+pub fn disk() -> Result<LoopDevice> {
     let disk = LoopDevice::new(64 << 20)?;
     let made = Command::new("mkfs.ext4").arg("-q").arg(disk.path()).status().context("mkfs.ext4")?;
     ensure!(made.success(), "mkfs.ext4: {made}");

@@ -95,7 +95,7 @@ fn filesystem(s: &Section<'_, '_>, raw: &mut RawResources, f: &mut Findings) {
 }
 
 /// A path without a slash at its end.
-fn required_path(
+pub(super) fn required_path(
     s: &Section<'_, '_>,
     key: &'static str,
     example: &str,
@@ -140,6 +140,7 @@ fn service(s: &Section<'_, '_>, f: &mut Findings) -> Option<Service> {
         "exec" => (&["start", "stop", "monitor"], exec(s, f)),
         "ocf" => (&["agent", "parameters"], ocf(s, f)),
         "nfs-ganesha" => (&["exports", "protocols", "program"], ganesha(s, f)),
+        "samba" => (samba::KEYS, samba::read(s, f)),
         other => {
             f.error(
                 kind.at,
