@@ -212,6 +212,7 @@ impl Filter {
             | EventKind::ResourcesStarted { server, .. }
             | EventKind::ResourcesStopped { server, .. }
             | EventKind::ResourcesFailed { server, .. }
+            | EventKind::ConnectionsReset { server, .. }
             | EventKind::Deposed { server } => server == name,
             EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
             EventKind::AddressDeleted { address, .. }

@@ -2,6 +2,7 @@
 
 mod carrier;
 mod chart;
+mod connections;
 mod cpu;
 mod file_client;
 mod floor_agent;
@@ -40,6 +41,8 @@ enum Command {
     Scale(scale::Arguments),
     /// The planner on made-up loads: imbalance over time, moves, distance to the bound, time; against counting and greedy.
     Simulate(simulate::Arguments),
+    /// Processor time that sharing the TCP connections of virtual servers takes.
+    Connections(connections::Arguments),
     /// Nanoseconds per packet of the kernel programs, above an empty program.
     XdpCost(xdp_cost::Options),
     /// The floor's own process; started by `port-failover`.
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
         Command::Simulate(arguments) => simulate::main(&arguments),
+        Command::Connections(arguments) => connections::main(&arguments),
         Command::XdpCost(options) => xdp_cost::run(&options),
         Command::FloorAgent(arguments) => floor_agent::main(&arguments),
         Command::Spin(spin) => load::spin(&spin),

@@ -55,6 +55,8 @@ enum Case {
     Ours,
     /// The lease has an end, so the precise clock is read.
     OursFiniteLease,
+    /// A segment of a TCP connection that is kept.
+    Tracked,
     Dropped,
     /// Sent by another port than the bound one.
     Redirected,
@@ -66,6 +68,7 @@ impl Case {
             Self::NotOurs => "not ours",
             Self::Ours => "ours",
             Self::OursFiniteLease => "ours, finite lease",
+            Self::Tracked => "ours, tracked",
             Self::Dropped => "dropped",
             Self::Redirected => "redirected",
         }
@@ -75,7 +78,7 @@ impl Case {
         let (incarnation, deadline_ns) = match self {
             Self::OursFiniteLease => (1, LEASE_ENDLESS - 1),
             Self::Dropped => (2, LEASE_ENDLESS),
-            Self::NotOurs | Self::Ours | Self::Redirected => (1, LEASE_ENDLESS),
+            Self::NotOurs | Self::Ours | Self::Tracked | Self::Redirected => (1, LEASE_ENDLESS),
         };
         Lease::until(incarnation, deadline_ns)
     }
@@ -148,7 +151,7 @@ pub fn run(options: &Options) -> Result<()> {
         for side in SIDES {
             let mut cases = vec![Case::NotOurs, Case::Ours];
             if addresses == SOME_ADDRESSES {
-                cases.extend([Case::OursFiniteLease, Case::Dropped]);
+                cases.extend([Case::OursFiniteLease, Case::Tracked, Case::Dropped]);
                 cases.extend((side.program == "port_tx").then_some(Case::Redirected));
             }
             for case in cases {
@@ -164,7 +167,13 @@ pub fn run(options: &Options) -> Result<()> {
                 if scenario.case == Case::Redirected {
                     permit(&mut kernel, 0..known, ELSEWHERE)?;
                 }
+                if scenario.case == Case::Tracked {
+                    kernel.track(["bench"])?;
+                }
                 scenario.measure(options.packets)?;
+                if scenario.case == Case::Tracked {
+                    kernel.track([])?;
+                }
                 if scenario.case == Case::Redirected {
                     permit(&mut kernel, 0..known, HERE)?;
                 }
@@ -233,7 +242,7 @@ impl Scenario {
             (tested, empty)
         };
         let address = Ipv4Addr::from_bits(base.to_bits() + count / 2);
-        let frame = frame(side.address, address);
+        let frame = frame(side.address, address, case);
         let histogram = || Histogram::new(3).context("making a histogram");
         Ok(Self {
             side,
@@ -253,7 +262,7 @@ impl Scenario {
         let expected = match self.case {
             Case::Dropped => self.side.drop,
             Case::Redirected => REDIRECT,
-            Case::NotOurs | Case::Ours | Case::OursFiniteLease => self.side.pass,
+            Case::NotOurs | Case::Ours | Case::OursFiniteLease | Case::Tracked => self.side.pass,
         };
         let base = time(self.floor.as_fd(), &self.frame, packets, self.side.pass)?;
         let total = time(self.program.as_fd(), &self.frame, packets, expected)?;
@@ -325,8 +334,8 @@ fn clone_program(kernel: &mut Kernel, name: &str) -> Result<OwnedFd> {
     Ok(fd.try_clone_to_owned()?)
 }
 
-/// A UDP datagram with the address in one of the two places, and a documentation address (RFC 5737) in the other.
-fn frame(place: i16, address: Ipv4Addr) -> Vec<u8> {
+/// A UDP datagram, or a TCP segment, with the address in one of the two places, and a documentation address (RFC 5737) in the other.
+fn frame(place: i16, address: Ipv4Addr, case: Case) -> Vec<u8> {
     const LENGTH: usize = 96;
     let mut frame = BytesMut::with_capacity(LENGTH);
     frame.put_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
@@ -334,6 +343,10 @@ fn frame(place: i16, address: Ipv4Addr) -> Vec<u8> {
     frame.put_slice(&[192, 0, 2, 1, 192, 0, 2, 1]);
     frame.put_slice(&[4, 0, 8, 1, 0, (LENGTH - 34) as u8, 0, 0]);
     frame.resize(LENGTH, 0);
+    if case == Case::Tracked {
+        frame[23] = 6;
+        frame[46..50].copy_from_slice(&[5 << 4, 0x10, 1, 0]); // an acknowledgment, and a window
+    }
     let place = place as usize;
     frame[place..place + 4].copy_from_slice(&address.octets());
     frame.to_vec()

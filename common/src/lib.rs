@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 mod claim;
+mod connection;
 mod counters;
 mod lease;
 mod path;
@@ -19,6 +20,7 @@ mod siphash;
 mod vip;
 
 pub use claim::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
+pub use connection::{CONNECTION_ENDED, CONNECTION_RESET, Connection, ConnectionKey, MAX_CONNECTIONS, later};
 pub use counters::{Counters, Diagnostics};
 pub use lease::{AgentPromise, LEASE_ENDLESS, Lease, Locked, MAX_MEMBERS, MOST_MEMBERS};
 pub use path::{
@@ -33,10 +35,10 @@ pub use probe::{
 pub use route::Route;
 pub use server::Server;
 pub use siphash::{SipKey, siphash24};
-pub use vip::{BUCKETS, MAX_CHAIN, Vip, bucket4, bucket6};
+pub use vip::{BUCKETS, MAX_CHAIN, VIP_TRACKED, Vip, bucket4, bucket6};
 
 /// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Most virtual IPs that one node can serve, both families together; also the number of counter slots.
 pub const MAX_VIPS: u32 = 16_384;

@@ -5,14 +5,16 @@ use crate::layout;
 /// The kernel programs find it by its address: the arrays `BUCKETS4` and `BUCKETS6` hold, for every hash of an address
 /// ([`bucket4`], [`bucket6`]), the first slot of a chain. Arrays, because their lookups are a few instructions within the
 /// program, where that of a hash map is a call of 15 to 20 ns. The agent alone writes: a new entry before the link that
-/// leads to it, and afterwards nothing but `port`, `server` or `next`, each of which a program reads whole.
+/// leads to it, and afterwards nothing but `flags`, `port`, `server` or `next`, each of which a program reads whole.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vip {
     /// The address in network order; IPv4 in the first four bytes.
     pub address: [u8; 16],
     /// 4 or 6; 0: the slot is free.
-    pub family: u32,
+    pub family: u16,
+    /// [`VIP_TRACKED`], or 0.
+    pub flags: u16,
     /// Interface index of the port the address is bound to; 0: bound nowhere (nobody may answer ARP/ND for it).
     pub port: u32,
     /// Index into `SERVERS`, below [`crate::MAX_SERVERS`]: the virtual server it belongs to.
@@ -21,6 +23,9 @@ pub struct Vip {
     pub next: u32,
 }
 layout!(Vip, 32);
+
+/// [`Vip::flags`]: its TCP connections are kept in `CONNECTIONS`.
+pub const VIP_TRACKED: u16 = 1;
 
 /// Entries of `BUCKETS4` and of `BUCKETS6`: each a `u32`, one more than the first slot of the chain; 0: no virtual IP has this hash.
 pub const BUCKETS: u32 = 1 << 16;

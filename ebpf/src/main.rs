@@ -1,7 +1,7 @@
 //! Baton's kernel programs. They count the traffic of every virtual IP, drop what this node may not serve now, keep
 //! ARP and ND for an address on the port that the address is bound to, and report foreign hosts that claim it. They
 //! answer probe frames, stamp the paths these came by, report paths that fall silent, and keep the lease by what the members
-//! of the cluster grant one another.
+//! of the cluster grant one another. They remember the TCP connections of virtual servers that another node may have to reset.
 //!
 //! | program | hook | judges | counts traffic |
 //! |---|---|---|---|
@@ -20,6 +20,7 @@
 #![no_std]
 #![no_main]
 
+mod connection;
 mod frame;
 mod maps;
 mod member;

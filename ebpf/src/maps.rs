@@ -6,9 +6,9 @@ use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use baton_common::{
-    AgentPromise, BUCKETS, Counters, Diagnostics, Lease, MAX_CHAIN, MAX_MEMBERS, MAX_PATHS, MAX_PORTS,
-    MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, Route, Seen, Server,
-    Target, TargetKey, bucket4, bucket6,
+    AgentPromise, BUCKETS, Connection, ConnectionKey, Counters, Diagnostics, Lease, MAX_CHAIN,
+    MAX_CONNECTIONS, MAX_MEMBERS, MAX_PATHS, MAX_PORTS, MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path,
+    PathKey, Peer, ProbeConfig, Route, Seen, Server, Target, TargetKey, VIP_TRACKED, bucket4, bucket6,
 };
 
 use crate::member::Guarded;
@@ -57,6 +57,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 /// When a claim of an address (IPv4 in the first four bytes) was last reported, on the boot-time clock in nanoseconds.
 #[map]
 pub static REPORTED: LruHashMap<[u8; 16], u64> = LruHashMap::with_max_entries(1024, 0);
+/// TCP connections of the virtual IPs that have [`VIP_TRACKED`].
+#[map]
+pub static CONNECTIONS: LruHashMap<ConnectionKey, Connection> =
+    LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
 /// Who this node is to those it probes; one entry.
 #[map]
@@ -89,6 +93,8 @@ pub struct Vip {
     pub port: u32,
     /// Its virtual server.
     pub server: u32,
+    /// Its connections are kept.
+    pub tracked: bool,
 }
 
 /// The virtual IP at an IPv4 address.
@@ -111,7 +117,8 @@ fn find(first: &u32, is_wanted: impl Fn(&baton_common::Vip) -> bool) -> Option<V
         let slot = link.checked_sub(1)?;
         let vip = VIPS.get(slot)?;
         if is_wanted(vip) {
-            return Some(Vip { slot, port: vip.port, server: vip.server });
+            let tracked = vip.flags & VIP_TRACKED != 0;
+            return Some(Vip { slot, port: vip.port, server: vip.server, tracked });
         }
         link = vip.next;
     }

@@ -22,6 +22,9 @@ const ETHERTYPE_8021AD: u16 = 0x88a8;
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 
+/// More fragments follow, or this is not the first one (RFC 791, 3.1).
+const MORE_OR_OFFSET: u16 = 0x3fff;
+
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 
@@ -54,7 +57,11 @@ pub struct Ip<'a, P> {
     length: usize,
     /// Where the IP header ends (IPv6: the fixed one).
     transport: usize,
+    /// Where the packet ends, by its own header; as far as that tells.
+    end: usize,
     protocol: u8,
+    /// It is a part of a packet.
+    fragment: bool,
     /// The frame carries a VLAN tag in its data.
     tagged: bool,
 }
@@ -72,6 +79,21 @@ impl<P: Packet> Ip<'_, P> {
         self.tagged || self.packet.tag_beside()
     }
 
+    /// Its TCP header and the length of what that carries. `None`: it is no TCP or a fragment of it, its header isn't
+    /// there, or stands behind an extension header.
+    #[inline(always)]
+    pub fn tcp(&self) -> Option<(&'static Tcp, u32)> {
+        if self.protocol != PROTOCOL_TCP || self.fragment {
+            return None;
+        }
+        let tcp = self.frame.at::<Tcp>(self.transport)?;
+        let header = usize::from(tcp.offset >> 4) * 4;
+        if header < size_of::<Tcp>() || self.transport + header > self.end {
+            return None;
+        }
+        Some((tcp, (self.end - self.transport - header) as u32))
+    }
+
     /// What the packet is on the wire.
     #[inline(always)]
     pub fn wire(&self) -> Wire {
@@ -87,6 +109,21 @@ impl<P: Packet> Ip<'_, P> {
                 }
         })
     }
+}
+
+/// RFC 9293, 3.1, without options.
+#[repr(C)]
+pub struct Tcp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub sequence: [u8; 4],
+    pub acknowledgment: [u8; 4],
+    /// Its length in the upper half, in words of four bytes.
+    pub offset: u8,
+    pub flags: u8,
+    pub window: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
 }
 
 /// An ARP packet for IPv4 over Ethernet (RFC 826).
@@ -183,7 +220,9 @@ fn ipv4<P: Packet>(packet: &P, hook: &impl Hook<P>, frame: Frame, offset: usize)
         frame,
         length,
         transport: offset + header_length,
+        end: if total_length == 0 { length } else { offset + total_length },
         protocol: header.proto,
+        fragment: u16::from_be_bytes(header.frags) & MORE_OR_OFFSET != 0,
         tagged: offset != ETHERNET,
     };
     Some(hook.ipv4(&ip, header))
@@ -205,7 +244,16 @@ fn ipv6<P: Packet>(packet: &P, hook: &impl Hook<P>, frame: Frame, offset: usize)
     {
         return Some(verdict);
     }
-    let ip = Ip { packet, frame, length, transport, protocol: header.next_hdr, tagged: offset != ETHERNET };
+    let ip = Ip {
+        packet,
+        frame,
+        length,
+        transport,
+        end: if payload == 0 { length } else { transport + payload },
+        protocol: header.next_hdr,
+        fragment: false, // there would be a header for that
+        tagged: offset != ETHERNET,
+    };
     Some(hook.ipv6(&ip, header))
 }
 

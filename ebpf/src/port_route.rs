@@ -52,21 +52,20 @@ impl Hook<Ingress> for Routes<'_> {
 
     #[inline(always)]
     fn ipv4(&self, ip: &Ip<Ingress>, header: &'static Ipv4Hdr) -> Verdict {
-        let (to, from) = (vip4(&header.dst_addr), vip4(&header.src_addr));
-        self.route(ip, to, from)
+        self.route(ip, vip4(&header.dst_addr), || vip4(&header.src_addr))
     }
 
     #[inline(always)]
     fn ipv6(&self, ip: &Ip<Ingress>, header: &'static Ipv6Hdr) -> Verdict {
-        let (to, from) = (vip6(&header.dst_addr), vip6(&header.src_addr));
-        self.route(ip, to, from)
+        self.route(ip, vip6(&header.dst_addr), || vip6(&header.src_addr))
     }
 }
 
 impl Routes<'_> {
-    /// `to`, `from`: the virtual IPs at the packet's destination and source.
+    /// `to`, `from`: the virtual IPs at the packet's destination and source. The second one is looked for when the first one has
+    /// been dealt with: the verifier refuses to see the payload of an absent `Option` kept meanwhile.
     #[inline(always)]
-    fn route(&self, ip: &Ip<Ingress>, to: Option<Vip>, from: Option<Vip>) -> Verdict {
+    fn route(&self, ip: &Ip<Ingress>, to: Option<Vip>, from: impl FnOnce() -> Option<Vip>) -> Verdict {
         if ip.tagged() {
             return Verdict::Pass; // it is judged again without its tag
         }
@@ -83,7 +82,7 @@ impl Routes<'_> {
                 Err(_) => Verdict::Drop,
             };
         }
-        match from {
+        match from() {
             Some(vip) if vip.port != 0 && vip.port != ip.port() && route_of(vip).is_some() => {
                 match Permission::ask(vip) {
                     Some(_) => Verdict::Redirect(vip.port),

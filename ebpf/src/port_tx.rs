@@ -5,6 +5,7 @@ use aya_ebpf::programs::TcContext;
 use network_types::arp::ArpHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::connection::{self, Ends};
 use crate::maps::{Vip, count, diagnose, vip4, vip6};
 use crate::nd::{Kind, Neighbour};
 use crate::packet::{Egress, Packet};
@@ -16,7 +17,8 @@ const ARP_REQUEST: [u8; 2] = [0, 1];
 /// TC egress: counts what leaves from a virtual IP by the port that the address is bound to, hands what routing sent
 /// to another port over to that one, and drops what may not be served.
 ///
-/// The packet that is handed over passes this program again on the right port, and is counted there.
+/// The packet that is handed over passes this program again on the right port, and is counted there; so is the TCP connection that
+/// it belongs to remembered there.
 #[classifier]
 pub fn port_tx(context: TcContext) -> i32 {
     match judge(&Egress::new(&context), &Send { context: &context }) {
@@ -69,7 +71,7 @@ impl Hook<Egress> for Send<'_> {
     #[inline(always)]
     fn ipv4(&self, ip: &Ip<Egress>, header: &'static Ipv4Hdr) -> Verdict {
         match vip4(&header.src_addr) {
-            Some(vip) => traffic(ip, vip),
+            Some(vip) => traffic(ip, vip, header),
             None => Verdict::Pass,
         }
     }
@@ -77,7 +79,7 @@ impl Hook<Egress> for Send<'_> {
     #[inline(always)]
     fn ipv6(&self, ip: &Ip<Egress>, header: &'static Ipv6Hdr) -> Verdict {
         match vip6(&header.src_addr) {
-            Some(vip) => traffic(ip, vip),
+            Some(vip) => traffic(ip, vip, header),
             None => Verdict::Pass,
         }
     }
@@ -99,7 +101,7 @@ fn said(packet: &Egress, vip: Vip) -> Verdict {
 
 /// A packet from a virtual IP.
 #[inline(always)]
-fn traffic(ip: &Ip<Egress>, vip: Vip) -> Verdict {
+fn traffic(ip: &Ip<Egress>, vip: Vip, ends: &impl Ends) -> Verdict {
     let wire = ip.wire();
     if vip.port == 0 || Permission::ask(vip).is_none() {
         count(vip, |counters| counters.tx_dropped += wire.packets);
@@ -110,6 +112,9 @@ fn traffic(ip: &Ip<Egress>, vip: Vip) -> Verdict {
             counters.tx_packets += wire.packets;
             counters.tx_bytes += wire.bytes;
         });
+        if vip.tracked {
+            connection::sent(ip, ends);
+        }
         return Verdict::Pass;
     }
     // A tagged frame comes from a VLAN interface above this port, whose own program has judged and counted it. Sending

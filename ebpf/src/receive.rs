@@ -6,6 +6,7 @@ use aya_log_ebpf::info;
 use baton_common::{CLAIM_ARP, CLAIM_NA, CLAIM_NS, Claim};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::connection::{self, Ends};
 use crate::maps::{EVENTS, OWN_MACS, REPORTED, Vip, count, diagnose, vip4, vip6};
 use crate::nd::{Kind, Neighbour};
 use crate::packet::Packet;
@@ -101,7 +102,7 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
     #[inline(always)]
     fn ipv4(&self, ip: &Ip<P>, header: &'static Ipv4Hdr) -> Verdict {
         match vip4(&header.dst_addr) {
-            Some(vip) => Self::traffic(ip, vip),
+            Some(vip) => Self::traffic(ip, vip, header),
             None => Verdict::Pass,
         }
     }
@@ -109,7 +110,7 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
     #[inline(always)]
     fn ipv6(&self, ip: &Ip<P>, header: &'static Ipv6Hdr) -> Verdict {
         match vip6(&header.dst_addr) {
-            Some(vip) => Self::traffic(ip, vip),
+            Some(vip) => Self::traffic(ip, vip, header),
             None => Verdict::Pass,
         }
     }
@@ -118,9 +119,13 @@ impl<C: EbpfContext, P: Packet, const JUDGE: bool, const COUNT: bool> Hook<P>
 impl<C: EbpfContext, const JUDGE: bool, const COUNT: bool> Receive<'_, C, JUDGE, COUNT> {
     /// A packet to a virtual IP, on whatever port: clients with an old neighbour entry still reach it by its last one.
     #[inline(always)]
-    fn traffic<P: Packet>(ip: &Ip<P>, vip: Vip) -> Verdict {
+    fn traffic<P: Packet>(ip: &Ip<P>, vip: Vip, ends: &impl Ends) -> Verdict {
         let at_ns = if JUDGE {
-            match Permission::ask(vip) {
+            let permission = Permission::ask(vip);
+            if vip.tracked && permission.is_some() {
+                connection::received(ip, ends);
+            }
+            match permission {
                 Some(permission) if COUNT => permission.stamp(),
                 Some(_) => return Verdict::Pass,
                 None => {

@@ -97,6 +97,9 @@ pub enum Effect {
     /// runs. Answered by [`crate::Input::Resources`], after all answers to what was asked before: stopped at last, and that
     /// stopping has failed where it takes longer.
     StopResources(String),
+    /// Reset the TCP connections that the virtual server had before its services were started here, on another node or on this
+    /// one: its clients then find out at once. Those that were made since stay.
+    ResetConnections(String),
     /// Tell the administrator; also the time line of a failover.
     Event(Event),
 }

@@ -239,6 +239,20 @@ pub enum EventKind {
         /// What, and why.
         what: String,
     },
+    /// The clients of a virtual server that was started here have been told that their connections are gone. Added by the agent,
+    /// after the first round.
+    ConnectionsReset {
+        /// Its name.
+        server: String,
+        /// How many connections.
+        connections: usize,
+        /// What brought it here; `None`: it was here before.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        kind: Option<FailoverKind>,
+        /// Seconds since the cause of that.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        after: Option<f64>,
+    },
     /// This node has no usable port left in a segment of a virtual server that may not move, and asks a peer to answer there
     /// and to route to it.
     Rerouting {
@@ -485,6 +499,8 @@ pub enum Stage {
     Bound,
     /// Every address has been announced there once.
     Announced,
+    /// Clients have been told that their connections are gone.
+    Reset,
 }
 
 impl Stage {
@@ -498,6 +514,7 @@ impl Stage {
             Stage::Started => "started",
             Stage::Bound => "bound",
             Stage::Announced => "announced",
+            Stage::Reset => "reset",
         }
     }
 }

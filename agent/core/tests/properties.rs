@@ -242,6 +242,7 @@ impl World {
             | Effect::Plan(..)
             | Effect::StartResources(_)
             | Effect::StopResources(_)
+            | Effect::ResetConnections(_)
             | Effect::Event(_) => {}
         }
         None

@@ -197,6 +197,10 @@ pub(super) fn sentence(event: &Event) -> String {
         EventKind::ResourcesStopped { server, seconds } => {
             format!("file systems and services of {server} are stopped, after {seconds:.3} s")
         }
+        EventKind::ConnectionsReset { server, connections, kind: _, after } => {
+            let after = after.map_or_else(String::new, |after| format!(", {after:.3} s after the cause"));
+            format!("{} of {server} reset{after}", count(*connections, "connection"))
+        }
         EventKind::ResourcesFailed { server, what } => format!("FAILED: {server}: {what}"),
         EventKind::Rerouting { server, segment, via, over } => {
             format!(

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
 use driver::Driver;
-pub use driver::{Links, PlanRequest, Setup, StoreLink, now};
+pub use driver::{Links, PlanRequest, ResetRequest, Setup, StoreLink, now};
 pub use peers::Membership;
 pub use prober::{Identity, NamedPath, PathReader, Probing};
 
@@ -92,6 +92,9 @@ pub enum FastError {
     /// Nobody starts or stops file systems and services any more; the log says why.
     #[error("file systems and services can't be started or stopped: their thread is gone")]
     ResourcesGone,
+    /// Resets are asked for while many others are.
+    #[error("connections can't be reset: too much is asked for, or their thread is gone")]
+    Resets,
     /// Routes or rules were refused.
     #[error("routes and rules of segment {segment}: {error}")]
     Steer {

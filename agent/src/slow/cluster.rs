@@ -88,6 +88,8 @@ pub(super) struct Joining {
     etcd: Etcd,
     /// Of the thread that waits: connections belong to the thread that made them.
     idle: Etcd,
+    /// Of the thread that shares connections.
+    connections: Etcd,
     known: Known,
     pub start: ClusterStart,
     pub membership: Membership,
@@ -127,12 +129,13 @@ pub(super) fn join(
     })?;
     // What the store told meanwhile is read again by the thread that serves it, on connections of its own.
     let (etcd, idle) = (Etcd::new(etcd_config)?, Etcd::new(etcd_config)?);
+    let connections = Etcd::new(etcd_config)?;
     Ok(joined.map(|(config, resources, incarnation, known, start, membership)| Joined {
         config,
         resources,
         incarnation,
         key,
-        cluster: Some(Joining { etcd, idle, known, start, membership }),
+        cluster: Some(Joining { etcd, idle, connections, known, start, membership }),
     }))
 }
 
@@ -249,6 +252,11 @@ impl Joining {
             known: self.known,
             earlier: earlier.map(|m| m.name.clone()).collect(),
         }
+    }
+
+    /// The store, for the thread that shares connections, and the generation of the definitions that this node starts with.
+    pub(super) fn sharing(&self) -> (Etcd, u64) {
+        (self.connections.clone(), self.known.generation)
     }
 
     /// Starts the thread that keeps the store. `changed` is told when there is something that a run must start anew with.

@@ -15,9 +15,10 @@ mod resources;
 mod sample;
 pub mod sysctl;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::config::{DefinitionsError, Loaded, StoreKind};
+use crate::config::{DefinitionsError, Loaded, Resources, StoreKind};
+use crate::connections;
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
 use crate::io::kernel::{Kernel, KernelError, node_number, promise_early};
@@ -47,6 +49,8 @@ const EVENTS: usize = 4096;
 const PLANS: usize = 4;
 /// Starts and stops of file systems and services that are asked for; a full channel fails them, and core asks again.
 const RESOURCES: usize = 256;
+/// Virtual servers whose connections are to be reset; a full channel does without, and core is told.
+const RESETS: usize = 4096;
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
 
@@ -166,6 +170,12 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     if has_services && let Err(e) = sysctl::prepare_for_services(&mut store) {
         tracing::error!("services may not start before their addresses are there: {e}");
     }
+    // Where nobody else could take over, nobody would need to know.
+    let tracked: BTreeMap<IpAddr, String> = match &cluster {
+        Some(_) => tracked(&resources),
+        None => BTreeMap::new(),
+    };
+    kernel.track(tracked.values().map(String::as_str))?;
     let reader = kernel.reader()?;
     let identity = Identity { key, node: node_number(&config.node), incarnation };
     let (paths, named) = watch::channel(Vec::new());
@@ -174,6 +184,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let messages = kernel.logger()?;
     let changed = Arc::new(Notify::new());
     let turn = cluster.as_ref().map(cluster::Joining::turn);
+    let sharing = cluster.as_ref().filter(|_| !tracked.is_empty()).map(cluster::Joining::sharing);
     let (start, membership, store_link, store_thread) = match cluster {
         Some(cluster) => {
             let (link, thread) =
@@ -209,6 +220,24 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let setup = resources::setup(&config.node, resources);
     let (resources, running) =
         resources::spawn(&setup, requests_rx, inputs.clone()).map_err(RunError::Start)?;
+    let (resets, sharing) = match sharing {
+        Some((etcd, generation)) => {
+            let (resets, requests) = mpsc::channel(RESETS);
+            let setup = connections::Setup {
+                node: config.node.clone(),
+                addresses: tracked,
+                generation,
+                etcd,
+                reader: kernel.connections()?,
+                snapshot: published.snapshot.clone(),
+                publisher: publisher.clone(),
+                events: events.clone(),
+                requests,
+            };
+            (Some(resets), Some(connections::spawn(setup).map_err(RunError::Start)?))
+        }
+        None => (None, None),
+    };
     let links = Links {
         inputs: inputs_rx,
         slow: records,
@@ -216,6 +245,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         publisher: publisher.clone(),
         plans,
         resources: requests,
+        resets,
         store: store_link,
         stop: stop_rx,
     };
@@ -265,6 +295,9 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         tracing::error!("the thread of file systems and services has panicked");
     }
     drop(promises);
+    if sharing.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("the thread of connections has panicked; no client was told of a takeover since");
+    }
     disk.join().map_err(|_| RunError::Panicked)?;
     if planner.join().is_err() {
         tracing::error!("the planner has panicked; nothing was planned since");
@@ -274,6 +307,12 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     }
     fast?;
     outcome
+}
+
+/// The addresses of virtual servers that have services: clients are connected to these.
+fn tracked(resources: &[Resources]) -> BTreeMap<IpAddr, String> {
+    let with_services = resources.iter().filter(|r| !r.services.is_empty());
+    with_services.flat_map(|r| r.addresses.iter().map(|a| (*a, r.server.clone()))).collect()
 }
 
 /// Tells that this node has started, and ends when there is something new in the cluster that it is its turn to take up.

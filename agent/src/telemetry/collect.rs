@@ -258,6 +258,22 @@ impl Collected {
         Ok(())
     }
 
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kept = self.published.connections.borrow().clone();
+        let help = "TCP connections that would be reset if another node had to take the virtual server";
+        let mut family = encoder.encode_descriptor("baton_connections", help, None, MetricType::Gauge)?;
+        for server in kept.iter() {
+            gauge(&mut family, &[("virtual_server", server.server.as_str())], server.kept as f64)?;
+        }
+        let help = "TCP connections that are too many for that";
+        let name = "baton_connections_beyond_limit";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for server in kept.iter() {
+            gauge(&mut family, &[("virtual_server", server.server.as_str())], server.beyond as f64)?;
+        }
+        Ok(())
+    }
+
     fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seen = *self.published.diagnostics.borrow();
         let mut family = encoder.encode_descriptor(
@@ -313,6 +329,7 @@ impl Collector for Collected {
         self.paths(&mut encoder)?;
         self.host(&mut encoder)?;
         self.storage(&mut encoder)?;
+        self.connections(&mut encoder)?;
         self.diagnostics(&mut encoder)
     }
 }

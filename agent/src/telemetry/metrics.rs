@@ -25,6 +25,7 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     failover_seconds: Family<StageLabels, Histogram, fn() -> Histogram>,
     failovers: Family<FailoverLabels, Counter>,
+    connections_reset: Family<ServerLabels, Counter>,
     foreign_claims: Counter,
     effects_failed: Counter,
     journal_errors: Counter,
@@ -42,6 +43,11 @@ struct FailoverLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServerLabels {
+    virtual_server: String,
+}
+
 impl Metrics {
     /// Registers everything.
     pub fn new(published: Published) -> Self {
@@ -57,6 +63,12 @@ impl Metrics {
             failover_seconds.clone(),
         );
         registry.register("baton_failovers", "Failovers and moves", failovers.clone());
+        let connections_reset = Family::<ServerLabels, Counter>::default();
+        registry.register(
+            "baton_connections_reset",
+            "Connections of an earlier life of a virtual server that were reset when it was served here",
+            connections_reset.clone(),
+        );
         registry.register(
             "baton_foreign_claims",
             "Foreign hosts' claims of served addresses that were reported",
@@ -79,6 +91,7 @@ impl Metrics {
             registry: Mutex::new(registry),
             failover_seconds,
             failovers,
+            connections_reset,
             foreign_claims,
             effects_failed,
             journal_errors,
@@ -97,6 +110,14 @@ impl Metrics {
                     let labels = StageLabels { kind: word(*kind), stage: Stage::word(*stage) };
                     self.failover_seconds.get_or_create(&labels).observe(*seconds);
                 }
+            }
+            EventKind::ConnectionsReset { server, connections, kind, after } => {
+                if let Some((kind, after)) = kind.zip(*after) {
+                    let labels = StageLabels { kind: word(kind), stage: Stage::Reset.word() };
+                    self.failover_seconds.get_or_create(&labels).observe(after);
+                }
+                let labels = ServerLabels { virtual_server: server.clone() };
+                self.connections_reset.get_or_create(&labels).inc_by(*connections as u64);
             }
             EventKind::ForeignClaim { .. } => {
                 self.foreign_claims.inc();

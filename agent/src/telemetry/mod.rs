@@ -81,6 +81,17 @@ pub struct StorageCounters {
     pub waited: Duration,
 }
 
+/// TCP connections of a virtual server that this node serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptConnections {
+    /// The virtual server.
+    pub server: String,
+    /// Those that the other nodes are told of.
+    pub kept: usize,
+    /// More than that.
+    pub beyond: usize,
+}
+
 /// The reading side: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -98,6 +109,8 @@ pub struct Published {
     pub host: watch::Receiver<Option<HostSample>>,
     /// What the block devices have done.
     pub devices: watch::Receiver<Arc<Vec<DeviceCounters>>>,
+    /// TCP connections of the virtual servers that this node serves.
+    pub connections: watch::Receiver<Arc<Vec<KeptConnections>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -120,6 +133,8 @@ pub struct Publisher {
     pub host: watch::Sender<Option<HostSample>>,
     /// What the block devices have done, after every sample.
     pub devices: watch::Sender<Arc<Vec<DeviceCounters>>>,
+    /// TCP connections, whenever they were read.
+    pub connections: watch::Sender<Arc<Vec<KeptConnections>>>,
     shared: Arc<Shared>,
 }
 
@@ -141,9 +156,19 @@ pub fn channel() -> (Publisher, Published) {
     let (planning, planning_rx) = watch::channel(Arc::default());
     let (host, host_rx) = watch::channel(None);
     let (devices, devices_rx) = watch::channel(Arc::default());
+    let (connections, connections_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
-    let publisher =
-        Publisher { snapshot, counters, diagnostics, paths, planning, host, devices, shared: shared.clone() };
+    let publisher = Publisher {
+        snapshot,
+        counters,
+        diagnostics,
+        paths,
+        planning,
+        host,
+        devices,
+        connections,
+        shared: shared.clone(),
+    };
     let published = Published {
         snapshot: snapshot_rx,
         counters: counters_rx,
@@ -152,6 +177,7 @@ pub fn channel() -> (Publisher, Published) {
         planning: planning_rx,
         host: host_rx,
         devices: devices_rx,
+        connections: connections_rx,
         events,
         shared,
     };

@@ -15,6 +15,7 @@ mod moves;
 mod partition;
 mod pause;
 mod reroute;
+mod resets;
 mod secure;
 mod store;
 mod wakes;

@@ -480,6 +480,7 @@ impl Machine {
             | Effect::Incarnation(_)
             | Effect::Store(_)
             | Effect::Plan(..)
+            | Effect::ResetConnections(_)
             | Effect::Event(_) => {}
         }
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);

@@ -40,6 +40,8 @@ pub(super) struct Resources {
     ran: bool,
     /// How long they took to stop.
     stopping: Option<Duration>,
+    /// This agent has started them, and they have not been served since: connections of their clients are of an earlier life.
+    fresh: bool,
     /// What was last asked for could not be handed on.
     unsent: bool,
     /// Since when this node has had no lease.
@@ -73,6 +75,7 @@ impl Resources {
             not_before: None,
             ran: running,
             stopping: None,
+            fresh: false,
             unsent: false,
             unleased: None,
         }
@@ -158,6 +161,7 @@ impl Resources {
                 let seconds = now.since(self.since).as_secs_f64();
                 self.enter(Phase::Running, now);
                 self.forget_failure();
+                self.fresh = true;
                 Some(EventKind::ResourcesStarted { server, seconds })
             }
             (
@@ -269,7 +273,11 @@ impl Machine {
             Phase::Running if due => {
                 let (server, epoch) = (server.name.clone(), server.owner.map_or(0, |o| o.epoch));
                 self.serve(index);
-                self.event(EventKind::Serving { server, epoch });
+                self.event(EventKind::Serving { server: server.clone(), epoch });
+                let resources = self.servers[index].resources.as_mut();
+                if resources.is_some_and(|r| std::mem::take(&mut r.fresh)) {
+                    self.out.push(Effect::ResetConnections(server));
+                }
             }
             Phase::Unknown
             | Phase::Stopped

@@ -119,6 +119,7 @@ fn a_lone_node_starts_serves_and_tries_again() {
         Effect::AddAddress(PORT, address),
         Effect::Announce(PORT, address),
         event(again, EventKind::Serving { server: "vs".into(), epoch: 1 }),
+        Effect::ResetConnections("vs".into()),
     ];
     assert_eq!(effects, expected);
     assert_eq!(state(&m, again), is("serving"));

@@ -10,7 +10,7 @@ use baton_core::{Assigned, Effect, Hop, IfIndex, Input};
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::stages::Stages;
-use super::{Driver, PlanRequest, lease, now};
+use super::{Driver, PlanRequest, ResetRequest, lease, now};
 use crate::fast::netlink::{self, Change};
 use crate::fast::steering::{self, Route, Rule, wanted};
 use crate::fast::{FastError, ResourceRequest, ToSlow};
@@ -50,6 +50,7 @@ impl Driver {
                 | Effect::Plan(..)
                 | Effect::StartResources(_)
                 | Effect::StopResources(_)
+                | Effect::ResetConnections(_)
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -87,6 +88,7 @@ impl Driver {
             Effect::Plan(situation, policy) => self.ask_planner(situation, *policy),
             Effect::StartResources(server) => self.ask_resources(ResourceRequest::Start(server.clone())),
             Effect::StopResources(server) => self.ask_resources(ResourceRequest::Stop(server.clone())),
+            Effect::ResetConnections(server) => self.reset_connections(server),
             Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
             Effect::ForgetUnresolved(ifindex) => {
@@ -159,6 +161,14 @@ impl Driver {
             TrySendError::Full(_) => FastError::ResourcesBusy,
             TrySendError::Closed(_) => FastError::ResourcesGone,
         })
+    }
+
+    /// The mark was set in the same list of effects: so nothing of now is older than that.
+    fn reset_connections(&mut self, server: &str) -> Result<(), FastError> {
+        let Some(resets) = &self.links.resets else { return Ok(()) };
+        let failover = self.takes.cause(server);
+        let request = ResetRequest { server: server.to_owned(), served: self.handled, failover };
+        resets.try_send(request).map_err(|_| FastError::Resets)
     }
 
     fn change_addresses(&mut self, effects: &[Effect], unbound: &mut BTreeSet<IpAddr>) {

@@ -17,7 +17,8 @@ use baton_common::{LEASE_ENDLESS, Lease, Verdict};
 use baton_core::cluster::{Members, StoreInput, StoreRequest};
 use baton_core::plan::{Policy, Situation};
 use baton_core::{
-    Assigned, ClusterStart, Config, Event, Found, Hop, IfIndex, Input, Link, Machine, ProbePort, Start, Time,
+    Assigned, ClusterStart, Config, Event, FailoverKind, Found, Hop, IfIndex, Input, Link, Machine,
+    ProbePort, Start, Time,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -58,6 +59,8 @@ pub struct Links {
     /// To whoever starts and stops file systems and services. Bounded: what a full channel doesn't take has failed, and core asks
     /// again.
     pub resources: mpsc::Sender<ResourceRequest>,
+    /// To whoever resets connections, in a cluster. Bounded: what a full channel doesn't take is not done, and core is told.
+    pub resets: Option<mpsc::Sender<ResetRequest>>,
     /// The store of a cluster.
     pub store: Option<StoreLink>,
     /// Closed: stop.
@@ -79,6 +82,17 @@ pub struct PlanRequest {
     pub situation: Box<Situation>,
     /// When to balance and how far.
     pub policy: Policy,
+}
+
+/// The connections of a virtual server are to be reset that were there before it was served here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetRequest {
+    /// The virtual server.
+    pub server: String,
+    /// What was made after this is of now.
+    pub served: Time,
+    /// What brought it here: which failover, of what kind, and when that was caused. `None`: it was here before.
+    pub failover: Option<(Option<u64>, FailoverKind, Time)>,
 }
 
 /// What the fast thread starts with.
@@ -112,6 +126,8 @@ pub struct Driver {
     vias: BTreeMap<String, Hop>,
     prober: Prober,
     takes: Takes,
+    /// When core was last told something.
+    handled: Time,
     /// When core was last shown the path table,
     looked: Time,
     /// and what is heard of the other members.
@@ -174,6 +190,7 @@ impl Driver {
             vias: BTreeMap::new(),
             prober: Prober::new(probing, &config)?,
             takes: Takes::default(),
+            handled: Time::default(),
             looked: Time::default(),
             looked_at_peers: Time::default(),
             verdict_due: None,
@@ -360,6 +377,7 @@ impl Driver {
         while let Some(input) = self.pending.pop_front() {
             self.note_interface(&input);
             let at = now();
+            self.handled = at;
             let effects = self.machine.handle(at, input.clone());
             let decided = now();
             self.dirty = true;

@@ -45,6 +45,12 @@ impl Takes {
         takes.into_iter().map(|take| take.done(addresses, stages)).collect()
     }
 
+    /// Which failover brings this virtual server here, of what kind, and when it was caused.
+    pub(super) fn cause(&self, server: &str) -> Option<(Option<u64>, FailoverKind, Time)> {
+        let known = self.0.get(server).filter(|take| take.times.cause != Time::default());
+        known.map(|take| (take.failover, take.kind, take.times.cause))
+    }
+
     fn note(&mut self, failover: Option<u64>, event: &EventKind, at: Time) {
         match event {
             EventKind::Taken { server, kind, reason, times, .. } => {

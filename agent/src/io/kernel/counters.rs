@@ -14,7 +14,7 @@ use baton_common::{Counters, Diagnostics, Vip};
 use super::{KernelError, open_pinned, registry};
 
 /// `BPF_MAP_LOOKUP_BATCH` of bpf(2).
-const LOOKUP_BATCH: libc::c_int = 24;
+pub(super) const LOOKUP_BATCH: libc::c_int = 24;
 
 /// Reads counters and diagnostics. It holds descriptors and buffers of its own.
 pub struct CounterReader {
@@ -99,15 +99,15 @@ struct Batch<V> {
 
 /// Part of `union bpf_attr` for the batch commands (bpf(2), `linux/bpf.h`).
 #[repr(C)]
-struct BatchAttributes {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+pub(super) struct BatchAttributes {
+    pub in_batch: u64,
+    pub out_batch: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub count: u32,
+    pub map_fd: u32,
+    pub elem_flags: u64,
+    pub flags: u64,
 }
 
 impl<V: Pod + Default> Batch<V> {

@@ -8,6 +8,7 @@
 
 mod attach;
 mod bpffs;
+mod connections;
 mod counters;
 mod error;
 mod paths;
@@ -23,11 +24,12 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use baton_common::{Counters, Lease, Locked, MAX_SERVERS, MAX_VIPS, Route, Server, Vip};
+use baton_common::{Counters, Lease, Locked, MAX_SERVERS, MAX_VIPS, Route, Server, VIP_TRACKED, Vip};
 use baton_core::{Hop, IfIndex};
 
 pub use attach::{AttachError, Hooks};
 pub use bpffs::remove_all;
+pub use connections::{ConnectionReader, Ends, Tracked};
 pub use counters::CounterReader;
 pub use error::KernelError;
 pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
@@ -41,7 +43,7 @@ use registry::{Addresses, Servers};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/baton-ebpf"));
 
 /// Maps that outlive the agent.
-const PINNED_MAPS: [&str; 13] = [
+const PINNED_MAPS: [&str; 14] = [
     "VIPS",
     "BUCKETS4",
     "BUCKETS6",
@@ -54,6 +56,7 @@ const PINNED_MAPS: [&str; 13] = [
     "COUNTERS",
     "DIAGNOSTICS",
     "OWN_MACS",
+    "CONNECTIONS",
     "EVENTS",
 ];
 
@@ -75,6 +78,8 @@ pub struct Kernel {
     routes: Array<MapData, Route>,
     addresses: Addresses,
     servers: Servers,
+    /// Virtual servers whose TCP connections are kept, by index.
+    tracked: BTreeSet<u32>,
     /// Ports get the program that routes.
     routing: bool,
     /// Other layouts' pins have been removed, or there are none.
@@ -146,6 +151,7 @@ impl Kernel {
             routes: take(&mut ebpf, "ROUTES", &maps_dir)?,
             addresses,
             servers,
+            tracked: BTreeSet::new(),
             routing: false,
             tidy: false,
             ebpf,
@@ -168,15 +174,48 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let server = self.server(server)?;
         let port = port.map_or(0, |IfIndex(port)| port);
+        let flags = self.flags(server);
         match self.addresses.get(address) {
-            Some((slot, vip)) => self.addresses.rebind(address, slot, Vip { port, server, ..vip }),
+            Some((slot, vip)) => self.addresses.rebind(address, slot, Vip { flags, port, server, ..vip }),
             None => {
                 let slot = self.addresses.free_slot();
                 let slot = slot.ok_or(KernelError::Full { what: "virtual IPs", limit: MAX_VIPS })?;
                 self.zero(slot)?;
-                self.addresses.insert(address, slot, port, server)
+                self.addresses.insert(address, slot, (port, server, flags))
             }
         }
+    }
+
+    /// From now on the TCP connections of these virtual servers are kept, and those of all others aren't.
+    ///
+    /// # Errors
+    ///
+    /// More than [`MAX_SERVERS`] virtual servers; a map refuses.
+    pub fn track<'a>(&mut self, servers: impl IntoIterator<Item = &'a str>) -> Result<(), KernelError> {
+        let indices: Result<_, _> = servers.into_iter().map(|server| self.server(server)).collect();
+        self.tracked = indices?;
+        let known: Vec<IpAddr> = self.known().collect();
+        for address in known {
+            let Some((slot, vip)) = self.addresses.get(address) else { continue };
+            let flags = self.flags(vip.server);
+            if flags != vip.flags {
+                self.addresses.rebind(address, slot, Vip { flags, ..vip })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flags(&self, server: u32) -> u16 {
+        if self.tracked.contains(&server) { VIP_TRACKED } else { 0 }
+    }
+
+    /// Reads the TCP connections that are kept; for another thread.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be opened a second time.
+    pub fn connections(&self) -> Result<ConnectionReader, KernelError> {
+        ConnectionReader::open(&self.maps_dir())
     }
 
     /// Makes the address an ordinary one. It is no error if it isn't a virtual IP.

@@ -74,8 +74,7 @@ impl Addresses {
         &mut self,
         address: IpAddr,
         slot: u32,
-        port: u32,
-        server: u32,
+        (port, server, flags): (u32, u32, u16),
     ) -> Result<(), KernelError> {
         let next = self.head(address)?;
         let alike = || self.slots.keys().filter(|other| same_bucket(**other, address)).count();
@@ -83,14 +82,14 @@ impl Addresses {
             return Err(KernelError::Full { what: "virtual IPs with the same hash", limit: MAX_CHAIN });
         }
         let (octets, family) = octets(address);
-        let vip = Vip { address: octets, family, port, server, next };
+        let vip = Vip { address: octets, family, flags, port, server, next };
         self.write(slot, vip)?;
         self.set_head(address, slot + 1)?;
         self.enter(address, slot, vip);
         Ok(())
     }
 
-    /// Changes port and server of an address.
+    /// Changes port, server and flags of an address.
     pub(super) fn rebind(&mut self, address: IpAddr, slot: u32, vip: Vip) -> Result<(), KernelError> {
         self.write(slot, vip)?;
         self.slots.insert(address, (slot, vip));
@@ -176,7 +175,7 @@ pub(super) fn address(vip: &Vip) -> Option<IpAddr> {
     }
 }
 
-fn octets(address: IpAddr) -> ([u8; 16], u32) {
+pub(super) fn octets(address: IpAddr) -> ([u8; 16], u16) {
     match address {
         IpAddr::V4(address) => {
             let mut wide = [0; 16];

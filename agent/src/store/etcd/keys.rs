@@ -15,7 +15,7 @@ impl Keys {
         Keys { prefix: format!("/baton/{cluster}/") }
     }
 
-    /// From where to where all keys but the definitions are: those are the first in the alphabet.
+    /// From where to where all keys but the definitions and connections are: those are the first in the alphabet.
     pub fn all(&self) -> (String, String) {
         (format!("{}definitions0", self.prefix), format!("{}0", self.prefix.trim_end_matches('/')))
     }
@@ -67,6 +67,27 @@ impl Keys {
 
     pub fn wish(&self, server: &str) -> Result<String, EtcdError> {
         self.of("move", server)
+    }
+
+    /// Prefix of the buckets of all virtual servers.
+    pub fn all_connections(&self) -> String {
+        format!("{}connections/", self.prefix)
+    }
+
+    /// Prefix of the buckets of one.
+    pub fn connections_of(&self, server: &str) -> Result<String, EtcdError> {
+        Ok(format!("{}/", self.of("connections", server)?))
+    }
+
+    pub fn connections(&self, server: &str, bucket: usize) -> Result<String, EtcdError> {
+        Ok(format!("{}{bucket:02}", self.connections_of(server)?))
+    }
+
+    /// Of which virtual server a bucket is, and its number.
+    pub fn bucket<'a>(&self, key: &'a [u8]) -> Option<(&'a str, usize)> {
+        let key = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
+        let (server, bucket) = key.strip_prefix("connections/")?.split_once('/')?;
+        Some((server, bucket.parse().ok()?))
     }
 
     fn of(&self, kind: &str, name: &str) -> Result<String, EtcdError> {

@@ -1,6 +1,6 @@
 //! The store of a cluster: etcd, version 3.
 //!
-//! All keys are below `/baton/<cluster>/`, and all values are JSON but the definitions, which are text in chunks.
+//! All keys are below `/baton/<cluster>/`, and all values are JSON but the definitions, which are text in chunks, and connections.
 //!
 //! | key | value |
 //! |---|---|
@@ -14,10 +14,12 @@
 //! | `generation` | the generation of the definitions that is in force |
 //! | `definitions/<generation>/<chunk>` | a part of their text |
 //! | `adopted/<node>` | the generation that the node has started with |
+//! | `connections/<virtual server>/<bucket>` | TCP connections of its clients, binary: [`crate::connections`] |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
 //! here.
 
+mod connections;
 mod endpoints;
 mod keys;
 mod serve;
@@ -28,6 +30,7 @@ use baton_core::cluster::{Members, StoreChange, Wish};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
+pub use connections::ConnectionNews;
 use endpoints::{Answer, Endpoints};
 pub use serve::{Known, News, spawn};
 

@@ -164,6 +164,7 @@ impl World {
             Effect::AddAddress(PORT, vip()),
             Effect::Announce(PORT, vip()),
             self.event(EventKind::Serving { server: "vs".into(), epoch }),
+            Effect::ResetConnections("vs".into()),
         ]
     }
 

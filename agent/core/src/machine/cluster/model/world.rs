@@ -341,6 +341,7 @@ impl World {
             }
             Effect::Event(_)
             | Effect::Plan(..)
+            | Effect::ResetConnections(_)
             | Effect::AddAddress(..)
             | Effect::Announce(..)
             | Effect::Steer { .. }
