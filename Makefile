@@ -24,7 +24,7 @@ DEMO_PACKAGES := etcd-server etcd-client
 # An NFS server, the portmapper of its version 3, and a client, in the lab only, too.
 FILE_PACKAGES := nfs-ganesha nfs-ganesha-vfs
 CLIENT_PACKAGES := libnfs13 e2fsprogs
-TEST_PACKAGES := iputils-ping openssl libfaketime procps smbclient
+TEST_PACKAGES := iputils-ping openssl libfaketime procps smbclient dbus-daemon
 # And an SMB server.
 SMB_PACKAGES := samba
 LINT_PACKAGES := rust-web-clippy rustfmt-web

@@ -213,6 +213,9 @@ impl Filter {
             | EventKind::ResourcesStopped { server, .. }
             | EventKind::ResourcesFailed { server, .. }
             | EventKind::ConnectionsReset { server, .. }
+            | EventKind::Fenced { server, .. }
+            | EventKind::FenceFailed { server, .. }
+            | EventKind::StorageLostEverywhere { server, .. }
             | EventKind::Deposed { server } => server == name,
             EventKind::Failover { moves, .. } => moves.iter().any(|m| addresses.contains(&m.address)),
             EventKind::AddressDeleted { address, .. }
@@ -228,6 +231,7 @@ impl Filter {
             | EventKind::Stranded { .. }
             | EventKind::FailoverDone { .. }
             | EventKind::SteeringDeleted { .. }
+            | EventKind::Storage { .. }
             | EventKind::Attached { .. }
             | EventKind::Verdict { .. }
             | EventKind::NodeDead { .. }

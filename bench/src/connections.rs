@@ -54,7 +54,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         let (mut reads, mut steady, mut busy) = (Vec::new(), Vec::new(), Vec::new());
         let mut shared = Shared::default();
         for run in 0..arguments.runs {
-            let (read, took) = measure(|| reader.read())?;
+            let (read, took) = measure(|| reader.read().map_err(anyhow::Error::from))?;
             let read = read?;
             reads.push(took);
             let current: Vec<Current> = read.iter().map(|t| current(t, 0)).collect();

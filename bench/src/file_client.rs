@@ -2,7 +2,8 @@
 //! server away; and the same with keepalived and scripts.
 //!
 //! A real client (libnfs, NFS version 3) reads, writes or makes files all the time, and checks what it reads. The stall is the
-//! longest time between two of its answers from the fault on. The servers are nfs-ganesha on ext4 on a disk that two nodes share;
+//! longest time between two of its answers that begins within a second of the fault; the longest one in the second before it
+//! stands beside it. The servers are nfs-ganesha on ext4 on a disk that two nodes share;
 //! nobody is fenced. Each run begins when all is well again.
 
 mod baton;
@@ -17,8 +18,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use baton_lab::files::{ADDRESS, Disks, MOUNT, NODES};
 use baton_lab::nfs::NfsClient;
-use baton_lab::transfer::{Contents, check_stable};
-use baton_lab::{Lab, Transfer, Work, clock};
+use baton_lab::transfer::{Contents, Log, check_stable};
+use baton_lab::{Host, Lab, Transfer, Work, clock};
 use clap::{Args, ValueEnum};
 
 use crate::html;
@@ -30,10 +31,14 @@ const BENCH: &str = "file-client";
 /// The client works for so long before the fault, and afterwards.
 const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(2);
+/// A stall that begins later than this after the fault is not the fault's.
+const BEGINS: Duration = Duration::from_secs(1);
 /// Answers that show that it goes on.
 const ANSWERS: usize = 20;
 /// How long the client may wait at most.
 const LIMIT: Duration = Duration::from_secs(60);
+/// A longer stall of Baton's client is told of, step by step.
+const SLOW: Duration = Duration::from_secs(1);
 /// Until all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between the death of a process and its next start, where somebody starts it again.
@@ -157,6 +162,12 @@ trait System {
 
     /// Mends it.
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()>;
+
+    /// What the nodes did since `at`.
+    fn story(&self, at: Duration) -> String {
+        let _ = at;
+        String::new()
+    }
 
     /// What to show when a run failed.
     fn complaint(&self) -> String;
@@ -337,8 +348,10 @@ impl Case {
         std::thread::sleep(AFTER);
         let went_on = went_on.and_then(|()| transfer.wait(ANSWERS, clock::now(), LIMIT));
         let end = clock::now();
+        let connections = connections(&client);
         let complaint = if went_on.is_err() { system.complaint() } else { String::new() };
         let log = transfer.stop();
+        let story = system.story(at);
         system.mend(cause, &node)?;
         went_on.with_context(|| format!("after it{complaint}"))?;
         ensure!(log.failed.is_none() && log.wrong.is_empty(), "{:?} {:?}", log.failed, log.wrong);
@@ -356,8 +369,19 @@ impl Case {
             );
         }
 
-        let (from, to) = log.longest(at, end);
+        let (from, to) = stall_of(&log, at, end);
         let stall = to.saturating_sub(from);
+        let (quiet_from, quiet_to) = log.longest(at - BEFORE, at);
+        if stall >= SLOW && name == Name::Baton {
+            eprintln!(
+                "SLOW: {}: {stall:.0?} without an answer, from {:.0?} after it; asked again {}, mounted again {}{}\n{connections}",
+                self.name(),
+                from.saturating_sub(at),
+                log.asked_again,
+                log.mounted_again,
+                story
+            );
+        }
         let scenario = format!("{}/{}", cause.name(), kind.name());
         let key = |metric: &str| Key {
             scenario: scenario.clone(),
@@ -366,6 +390,7 @@ impl Case {
             system: name.name(),
         };
         findings.report.record(key("client_stall"), stall)?;
+        findings.report.record(key("longest_before"), quiet_to.saturating_sub(quiet_from))?;
         for (metric, from, to) in [("before", at - BEFORE, at), ("after", at, end)] {
             let rate = log.bytes(from, to) as f64 / (to - from).as_secs_f64();
             findings.rates.entry((scenario.clone(), metric, name.name())).or_default().push(rate);
@@ -379,6 +404,21 @@ impl Case {
     }
 }
 
+/// The longest time without an answer that begins soon after the fault at `at`, or lasts then.
+fn stall_of(log: &Log, at: Duration, end: Duration) -> (Duration, Duration) {
+    let last = log.answered.partition_point(|(answered, _)| *answered <= at).saturating_sub(1);
+    let times = log.answered[last..].iter().map(|(answered, _)| *answered);
+    let ends = times.clone().skip(1).chain([end]);
+    let soon = times.zip(ends).filter(|(from, _)| *from <= at + BEGINS);
+    soon.max_by_key(|(from, to)| to.saturating_sub(*from)).unwrap_or((at, end))
+}
+
+/// How the client's connections are.
+fn connections(client: &Host) -> String {
+    let shown = client.run("ss", ["-tnio"]);
+    shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+}
+
 /// Sentences on the figures that were to be reached.
 fn judge(report: &Report) -> Vec<String> {
     let limit = |scenario: &str| match scenario.split_once('/')?.0 {
@@ -387,7 +427,8 @@ fn judge(report: &Report) -> Vec<String> {
         "drain" => Some(600.0),
         _ => None,
     };
-    let ours = report.rows().into_iter().filter(|row| row.system == "baton");
+    let is_ours = |row: &Row| row.system == "baton" && row.metric == "client_stall";
+    let ours = report.rows().into_iter().filter(is_ours);
     let sentence = |row: Row| {
         let (limit, stall) = (limit(&row.scenario)?, row.p99 / 1e3);
         let word = if stall <= limit { "reached" } else { "MISSED" };
@@ -399,4 +440,19 @@ fn judge(report: &Report) -> Vec<String> {
 /// The nodes other than this one.
 fn other(node: &str) -> &'static str {
     if node == NODES[0] { NODES[1] } else { NODES[0] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_the_faults_only_when_it_begins_with_it() {
+        let ms = Duration::from_millis;
+        let answered = [900, 990, 1400, 1410, 2900, 4000].map(|at| (ms(at), 1)).to_vec();
+        let log = Log { answered, ..Log::default() };
+        assert_eq!(stall_of(&log, ms(1000), ms(4100)), (ms(1410), ms(2900)));
+        assert_eq!(stall_of(&log, ms(400), ms(4100)), (ms(990), ms(1400)));
+        assert_eq!(stall_of(&Log::default(), ms(1000), ms(4100)), (ms(1000), ms(4100)));
+    }
 }

@@ -17,7 +17,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::maps::CONNECTIONS;
 use crate::packet::Packet;
-use crate::parse::{Ip, Tcp};
+use crate::parse::Ip;
 use crate::permission::coarse_ns;
 
 const FIN: u8 = 0x01;

@@ -38,10 +38,21 @@ const BYTES: u64 = 256 << 20;
 /// Long enough for everything that happens at all.
 const LONG: Duration = Duration::from_secs(60);
 
+/// Services outlive whoever started them, so that they would also outlive a lab that is killed. Its child, which is not told to die
+/// with the lab, waits until that process is gone, and kills what is left in its mount namespace.
+const GUARD: &str = "( while kill -0 $1 2>/dev/null; do sleep 0.5; done
+    read self rest </proc/self/stat; own=$(readlink /proc/self/ns/mnt)
+    for p in /proc/[0-9]*; do
+        if [ ${p#/proc/} != $self ] && [ \"$(readlink $p/ns/mnt)\" = \"$own\" ]; then kill -9 ${p#/proc/}; fi
+    done ) & wait";
+
 /// Two nodes and a witness, with the virtual server; `more` are lines for its service.
 pub fn spec(more: &str) -> ClusterSpec {
     let mut spec = ClusterSpec::new().server(SERVER, &[&format!("{ADDRESS}/24")], &resources(more));
     spec.witnesses = vec!["n3".to_owned()];
+    // An agent that is killed here is started again, however slow the machine is just now: who takes over from it, without
+    // fencing, mounts what is still mounted.
+    spec.grace = Duration::from_secs(20);
     spec
 }
 
@@ -59,7 +70,7 @@ fn resources(more: &str) -> String {
 pub struct Disks {
     /// The disk.
     pub lun: Lun,
-    portmappers: BTreeMap<String, Process>,
+    helpers: BTreeMap<String, [Process; 2]>,
 }
 
 impl Disks {
@@ -70,7 +81,7 @@ impl Disks {
     pub fn new() -> Result<Disks, LabError> {
         let lun = Lun::new(BYTES)?;
         lun.format()?;
-        Ok(Disks { lun, portmappers: BTreeMap::new() })
+        Ok(Disks { lun, helpers: BTreeMap::new() })
     }
 
     /// Connects a host, and starts what it needs.
@@ -80,9 +91,14 @@ impl Disks {
     pub fn connect(&mut self, host: &Host) -> Result<(), LabError> {
         self.lun.connect(host, LINK)?;
         host.enter(|| fs::create_dir_all("/run/rpcbind"))?.context(|| "make /run/rpcbind".into())?;
-        let mut command = Command::new("rpcbind");
-        command.args(["-f", "-r"]);
-        self.portmappers.insert(host.name().to_owned(), host.spawn(command)?);
+        // It takes another user's rights, and the kernel then forgets that it is to die with this process; so it gets a parent that does,
+        // and takes it along.
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "sh", "-c", "rpcbind -f -r & wait"]);
+        let portmapper = host.spawn(command)?;
+        let mut command = Command::new("sh");
+        command.args(["-c", GUARD, "guard", &std::process::id().to_string()]);
+        self.helpers.insert(host.name().to_owned(), [portmapper, host.spawn(command)?]);
         let ready = || host.enter(|| Path::new("/run/rpcbind.sock").exists()).unwrap_or(false);
         wait_until("rpcbind (Debian's rpcbind) to listen", LONG, ready)
     }

@@ -19,6 +19,10 @@ use crate::error::{Context, LabError};
 const LIBRARY: &CStr = c"libnfs.so.13";
 /// A question that has no answer after so long is asked again: of the server that there is then.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What the library says of questions when it has no connection any more and makes none.
+const GIVEN_UP: &str = "cancelled";
+/// After so many time limits in a row nothing is expected of its connection any more.
+const MOST_LATE: u32 = 4;
 /// Between two tries to mount.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Time limits of the library are looked at so often.
@@ -381,26 +385,23 @@ impl NfsClient {
         start: impl Fn(&Library, Opaque, Opaque, Opaque) -> c_int,
     ) -> Result<Answer, LabError> {
         let end = clock::now() + self.limit;
+        let mut late = 0;
         loop {
             match self.once(what, take, file, &start) {
                 // The library's word for its own time limit, and for what it does not wait for any more.
-                Err(LabError::System { source, .. })
+                Err(LabError::System { what, source })
                     if source.raw_os_error() == Some(libc::EINTR) && clock::now() < end =>
                 {
                     self.asked_again += 1;
-                    if !self.is_connected() {
+                    late += 1;
+                    if self.context.is_null() || what.contains(GIVEN_UP) || late == MOST_LATE {
+                        late = 0;
                         self.renew(end)?;
                     }
                 }
                 other => return other,
             }
         }
-    }
-
-    fn is_connected(&self) -> bool {
-        // SAFETY: the context lives.
-        !self.context.is_null()
-            && library().is_ok_and(|library| unsafe { (library.nfs_get_fd)(self.context) } >= 0)
     }
 
     /// Asks once. What `start` hands to the library must live until the answer is there, and the last argument is what

@@ -335,7 +335,7 @@ impl Worker {
                     self.write_one(client, file, chunk, index, round)?;
                 }
                 client.sync(file)?;
-                if faults % 2 == 0 && self.faults.load(Ordering::SeqCst) == faults {
+                if faults.is_multiple_of(2) && self.faults.load(Ordering::SeqCst) == faults {
                     let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
                     log.stable[together].fill(round);
                 }
@@ -445,8 +445,8 @@ mod tests {
 
     #[test]
     fn the_longest_silence_reaches_over_both_ends() {
-        let mut log = Log::default();
-        log.answered = [10, 20, 90, 100].map(|at| (ms(at), 5)).to_vec();
+        let answered = [10, 20, 90, 100].map(|at| (ms(at), 5)).to_vec();
+        let log = Log { answered, ..Log::default() };
         assert_eq!(log.longest(ms(30), ms(200)), (ms(100), ms(200)));
         assert_eq!(log.longest(ms(30), ms(100)), (ms(20), ms(90)));
         assert_eq!(log.bytes(ms(10), ms(90)), 10);

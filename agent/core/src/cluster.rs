@@ -97,6 +97,10 @@ pub struct Record {
     /// Nodes where its file systems and services have failed since they last ran somewhere for a while, in that order.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub failed_on: Vec<String>,
+    /// Nodes, and their incarnations, that may still have its file systems mounted: each is to be fenced, or to say itself that
+    /// it has not, before they are started.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unfenced: Vec<(String, u64)>,
 }
 
 impl Record {
@@ -111,6 +115,7 @@ impl Record {
             released: None,
             via: Vec::new(),
             failed_on: Vec::new(),
+            unfenced: Vec::new(),
         }
     }
 }
@@ -169,11 +174,20 @@ pub struct NodeRecord {
     pub capacity_percent: u32,
     /// Its ports.
     pub ports: Vec<NodePort>,
+    /// Storage units that it does not reach.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lost_units: Vec<String>,
 }
 
 impl Default for NodeRecord {
     fn default() -> Self {
-        NodeRecord { incarnation: 0, witness: false, capacity_percent: 100, ports: Vec::new() }
+        NodeRecord {
+            incarnation: 0,
+            witness: false,
+            capacity_percent: 100,
+            ports: Vec::new(),
+            lost_units: Vec::new(),
+        }
     }
 }
 

@@ -204,6 +204,12 @@ pub struct VirtualServer {
     /// It has file systems or services, which are started before its addresses are served.
     #[serde(default)]
     pub has_resources: bool,
+    /// A node that may still have its file systems mounted must be fenced before they are started on another one.
+    #[serde(default)]
+    pub fenced: bool,
+    /// Storage units that its file systems live on: only a node that reaches them all may have it.
+    #[serde(default)]
+    pub storage_units: Vec<String>,
     /// Its addresses and the prefix length of their subnet; the prefix is for the reader, bound is /32 or /128.
     pub addresses: Vec<IpNet>,
 }
@@ -255,6 +261,8 @@ impl VirtualServer {
             only_on: Vec::new(),
             devices: Vec::new(),
             has_resources: false,
+            fenced: false,
+            storage_units: Vec::new(),
             addresses,
         }
     }

@@ -100,6 +100,26 @@ pub enum Effect {
     /// Reset the TCP connections that the virtual server had before its services were started here, on another node or on this
     /// one: its clients then find out at once. Those that were made since stay.
     ResetConnections(String),
+    /// Make sure that what this incarnation of a node may have mounted for a virtual server is written no more: that node is reset or
+    /// switched off, or kept from its storage. Answered by [`crate::Input::Fenced`] once, within a time limit.
+    Fence {
+        /// The virtual server.
+        server: String,
+        /// The node.
+        node: String,
+        /// Its incarnation when it owned the virtual server.
+        incarnation: u64,
+    },
+    /// This node's own record of a fenced virtual server names this incarnation: nobody else starts it before a majority has called that
+    /// incarnation dead, or it is released. `None`: somebody else may from now on, after fencing this node. What resets this node
+    /// by itself, a watchdog, may be kept from that while the file systems may be mounted only so: while the kernel programs have
+    /// this very incarnation, and it has a lease. Not told yet is as `None`.
+    Entitle {
+        /// The virtual server.
+        server: String,
+        /// See there.
+        incarnation: Option<u64>,
+    },
     /// Tell the administrator; also the time line of a failover.
     Event(Event),
 }

@@ -253,6 +253,41 @@ pub enum EventKind {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         after: Option<f64>,
     },
+    /// A node that may have had the file systems of a virtual server mounted has been fenced.
+    Fenced {
+        /// The virtual server.
+        server: String,
+        /// The node.
+        node: String,
+        /// How long it took, in seconds.
+        seconds: f64,
+    },
+    /// It could not be fenced: nothing is started. That is tried again.
+    FenceFailed {
+        /// The virtual server.
+        server: String,
+        /// The node.
+        node: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// A storage unit is reached no more from this node, or again.
+    Storage {
+        /// Its name.
+        unit: String,
+        /// `good`, `missing`, `errors` or `hung`.
+        state: String,
+        /// More of it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        what: Option<String>,
+    },
+    /// No node that may have this virtual server reaches a storage unit that it needs: it stays where it is, or with nobody.
+    StorageLostEverywhere {
+        /// The virtual server.
+        server: String,
+        /// The unit.
+        unit: String,
+    },
     /// This node has no usable port left in a segment of a virtual server that may not move, and asks a peer to answer there
     /// and to route to it.
     Rerouting {
@@ -449,6 +484,8 @@ pub enum Reason {
     Constraint,
     /// Its file systems or services can't be started on its node, or are broken there.
     ServiceFailed,
+    /// Its node does not reach a storage unit that it needs.
+    StorageLost,
     /// Nobody ever owned it.
     First,
 }
@@ -476,6 +513,7 @@ impl Reason {
             Reason::Balance => "balance",
             Reason::Constraint => "constraint",
             Reason::ServiceFailed => "service_failed",
+            Reason::StorageLost => "storage_lost",
             Reason::First => "first",
         }
     }
@@ -493,6 +531,8 @@ pub enum Stage {
     Stopped,
     /// The owner record is this node's.
     Taken,
+    /// Every node that may have had its file systems mounted is fenced.
+    Fenced,
     /// Its file systems and services run here.
     Started,
     /// Every address is on its new port.
@@ -511,6 +551,7 @@ impl Stage {
             Stage::Decided => "decided",
             Stage::Stopped => "stopped",
             Stage::Taken => "taken",
+            Stage::Fenced => "fenced",
             Stage::Started => "started",
             Stage::Bound => "bound",
             Stage::Announced => "announced",

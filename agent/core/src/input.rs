@@ -77,6 +77,25 @@ pub enum Input {
         /// How they are.
         state: ResourceState,
     },
+    /// The answer to [`Effect::Fence`].
+    Fenced {
+        /// The virtual server.
+        server: String,
+        /// The node.
+        node: String,
+        /// Its incarnation.
+        incarnation: u64,
+        /// What went wrong; `None`: it is fenced.
+        failed: Option<String>,
+    },
+    /// How a storage unit is, as seen from this node: told at the start, and whenever that has changed. One of which nothing has been
+    /// told counts as reached.
+    Storage {
+        /// Its name.
+        unit: String,
+        /// How it is.
+        state: StorageState,
+    },
     /// An effect could not be carried out; the rest of its list was.
     Failed(Box<Effect>, String),
     /// The deadline that core asked for has come.
@@ -139,6 +158,45 @@ pub enum ResourceState {
     StopFailed(String),
     /// What ran is dead or hangs, as often as it was restarted in place: what, and why.
     Broken(String),
+}
+
+/// How a storage unit is, as seen from a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageState {
+    /// It is read in time.
+    Good,
+    /// There is no such device.
+    Missing,
+    /// Reads fail, and how.
+    Errors(String),
+    /// A read is not answered in time.
+    Hung,
+}
+
+impl StorageState {
+    /// The word used in status and events.
+    pub fn word(&self) -> &'static str {
+        match self {
+            StorageState::Good => "good",
+            StorageState::Missing => "missing",
+            StorageState::Errors(_) => "errors",
+            StorageState::Hung => "hung",
+        }
+    }
+
+    /// More of it, where there is more to say.
+    pub fn what(&self) -> Option<&str> {
+        match self {
+            StorageState::Errors(what) => Some(what),
+            StorageState::Good | StorageState::Missing | StorageState::Hung => None,
+        }
+    }
+
+    /// Does this node reach it?
+    pub fn is_good(&self) -> bool {
+        *self == StorageState::Good
+    }
 }
 
 /// What the sampler measured.

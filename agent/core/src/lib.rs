@@ -23,7 +23,7 @@ pub use effect::{Effect, Hop};
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage, TakeTimes};
 pub use input::{
     Assigned, Attachment, Claim, ClusterStart, DeviceSample, Found, HostSample, IfIndex, Input, Link, Owner,
-    PlannedMove, ResourceState, Sample, Start, Traffic,
+    PlannedMove, ResourceState, Sample, Start, StorageState, Traffic,
 };
 pub use machine::Machine;
 pub use path::{
@@ -31,6 +31,6 @@ pub use path::{
 };
 pub use snapshot::{
     AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
-    TargetView, Watcher,
+    StorageView, TargetView, Watcher,
 };
 pub use time::Time;

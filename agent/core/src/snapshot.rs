@@ -35,6 +35,9 @@ pub struct Snapshot {
     pub targets: Vec<TargetView>,
     /// Virtual IPs that an interface or a host outside Baton's care also holds.
     pub conflicts: Vec<ConflictView>,
+    /// Storage units of which this node has been told.
+    #[serde(default)]
+    pub storage: Vec<StorageView>,
     /// Failovers and moves in this agent's life.
     pub failovers: u64,
     /// Moves that would even loads out, as this node found as master; they are not made (`mode = "advise"` in `[balance]`).
@@ -188,6 +191,21 @@ pub struct ServerView {
     pub rate: u64,
     /// Its addresses.
     pub addresses: Vec<AddressView>,
+    /// Why it is not served, where that has to do with storage or with fencing, as far as this node knows.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
+}
+
+/// A storage unit, as seen from this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StorageView {
+    /// Name.
+    pub unit: String,
+    /// `good`, `missing`, `errors` or `hung`.
+    pub state: String,
+    /// More of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub what: Option<String>,
 }
 
 /// A virtual IP.

@@ -243,6 +243,8 @@ impl World {
             | Effect::StartResources(_)
             | Effect::StopResources(_)
             | Effect::ResetConnections(_)
+            | Effect::Fence { .. }
+            | Effect::Entitle { .. }
             | Effect::Event(_) => {}
         }
         None

@@ -10,6 +10,7 @@ use baton_core::cluster::{Entry, Record};
 
 use super::CliError;
 use crate::config::{Definitions, Loaded, StoreKind};
+use crate::storage::mmp;
 use crate::store::etcd::{Etcd, EtcdError};
 
 /// How long to wait until it is done.
@@ -40,6 +41,9 @@ pub(super) fn apply(loaded: &Loaded, file: &Path, dry_run: bool) -> Result<(), C
     let (definitions, text, warnings) = Definitions::load(file)?;
     for line in warnings.to_string().lines() {
         eprintln!("warning: {line}");
+    }
+    for line in mmp::announce(&definitions.resources) {
+        eprintln!("note: {line}");
     }
     let etcd = etcd(loaded)?;
     run(async {

@@ -202,6 +202,19 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("{} of {server} reset{after}", count(*connections, "connection"))
         }
         EventKind::ResourcesFailed { server, what } => format!("FAILED: {server}: {what}"),
+        EventKind::Fenced { server, node, seconds } => {
+            format!("{node} is fenced for {server}, after {seconds:.3} s")
+        }
+        EventKind::FenceFailed { server, node, what } => {
+            format!("FAILED: {server} is not started, for {node} could not be fenced; trying again: {what}")
+        }
+        EventKind::Storage { unit, state, what } => {
+            let what = what.as_ref().map_or(String::new(), |what| format!(": {what}"));
+            format!("storage unit {unit} is {state}{what}")
+        }
+        EventKind::StorageLostEverywhere { server, unit } => {
+            format!("no node that may have {server} reaches storage unit {unit}: it stays where it is")
+        }
         EventKind::Rerouting { server, segment, via, over } => {
             format!(
                 "no usable port left in {segment} for {server}: {via} is asked to answer there and to route over {over}"
@@ -272,6 +285,7 @@ pub(super) fn verdict(reason: Reason) -> String {
         | Reason::Balance
         | Reason::Constraint
         | Reason::ServiceFailed
+        | Reason::StorageLost
         | Reason::First => plain(reason),
     }
 }

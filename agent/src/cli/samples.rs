@@ -42,6 +42,7 @@ pub(super) fn server(name: &str, addresses: &[(&str, Option<&str>)]) -> ServerVi
         priority: 100,
         rate: 1_250_000,
         addresses: addresses.iter().map(view).collect(),
+        why: None,
     }
 }
 
@@ -95,6 +96,7 @@ pub(super) fn status() -> Status {
             interface: "eth1".into(),
             mac: Some("02:00:00:00:00:01".into()),
         }],
+        storage: Vec::new(),
         failovers: 4,
         advice: Vec::new(),
     };

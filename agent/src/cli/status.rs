@@ -84,6 +84,7 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     ports(status, colour, &mut out);
     paths::write(view, colour, &mut out);
     out.push('\n');
+    storage(status, colour, &mut out);
     servers(status, colour, &mut out);
     if !view.conflicts.is_empty() {
         let _ = writeln!(out, "\n{}", tinted("CONFLICTS", Tint::Bad, colour));
@@ -138,6 +139,22 @@ fn ports(status: &Status, colour: bool, out: &mut String) {
     table.write(out, colour);
 }
 
+/// The storage units, where there are any.
+fn storage(status: &Status, colour: bool, out: &mut String) {
+    let units = &status.snapshot.storage;
+    if units.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&["STORAGE UNIT", "STATE"]);
+    for unit in units {
+        let what = unit.what.as_ref().map_or(String::new(), |what| format!(": {}", one_line(what)));
+        let tint = if unit.state == "good" { Tint::Good } else { Tint::Bad };
+        table.row([(one_line(&unit.unit), Tint::Plain), (one_line(&unit.state) + &what, tint)]);
+    }
+    table.write(out, colour);
+    out.push('\n');
+}
+
 fn servers(status: &Status, colour: bool, out: &mut String) {
     let heading = ["VIRTUAL SERVER", "OWNER", "STATE", "PORT", ">LOAD", ">RATE"];
     let mut table = Table::new(&heading);
@@ -174,6 +191,10 @@ fn servers(status: &Status, colour: bool, out: &mut String) {
         }
     }
     table.write(out, colour);
+    for (server, why) in status.snapshot.virtual_servers.iter().filter_map(|s| Some((s, s.why.as_ref()?))) {
+        let text = format!("{}: {}", one_line(&server.name), one_line(why));
+        let _ = writeln!(out, "{}", tinted(&text, Tint::Bad, colour));
+    }
 }
 
 /// A port's state, with what is left of a hold-down, or why it is down.

@@ -53,6 +53,22 @@ CONFLICTS
 }
 
 #[test]
+fn status_shows_storage_units_and_why_a_server_waits() {
+    let mut status = status();
+    let unit = |unit: &str, state: &str, what: Option<&str>| baton_core::StorageView {
+        unit: unit.into(),
+        state: state.into(),
+        what: what.map(str::to_owned),
+    };
+    status.snapshot.storage = vec![unit("array-1", "good", None), unit("a2", "errors", Some("I/O error"))];
+    status.snapshot.virtual_servers[0].why = Some("fs2 is not fenced".into());
+    let text = render(&status, false);
+    let table = "STORAGE UNIT  STATE\narray-1       good\na2            errors: I/O error\n\nVIRTUAL SERVER";
+    assert!(text.contains(table), "{text}");
+    assert!(text.contains("\nprojects: fs2 is not fenced\n"), "{text}");
+}
+
+#[test]
 fn of_many_paths_only_those_that_are_not_well_are_listed() {
     let mut status = status();
     let clean = PathView { loss: Some(0.0), ..path("eth0", "eth1", Some(true)) };

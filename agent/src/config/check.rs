@@ -9,13 +9,14 @@ use baton_core::config::{PortConfig, PortFailback, Segment, Timing, VirtualServe
 
 use super::addresses::{check_address, check_hosts, check_subnets, warn_unreachable};
 use super::etcd::check_store;
+use super::fencing;
 use super::names::{check_interface, check_name, check_names, meant, name_is_good, unique};
 use super::problem::Findings;
 use super::reader::{At, values};
 use super::resources::{self, Resources, resources};
 use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
-    AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig,
+    AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig, Fence,
     PathsConfig, StoreConfig, StoreKind, TelemetryConfig,
 };
 
@@ -40,6 +41,7 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         check_segments_known(&raw, f);
         raw.segments.iter().for_each(|s| warn_blind(s, &raw, f));
         raw.servers.iter().for_each(|s| warn_alone(s, f));
+        fencing::warn_alone(&raw, f);
     }
     let (timing, lease, _) = timing(&raw.timing, f);
     let agent = agent_config(&raw, lease, etcd, f);
@@ -56,7 +58,7 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
 }
 
 /// Sections that no node may have for itself where there is a cluster.
-const CLUSTER_WIDE: [&str; 4] = ["timing", "balance", "segment", "virtual_server"];
+const CLUSTER_WIDE: [&str; 6] = ["timing", "balance", "segment", "virtual_server", "fence", "storage_unit"];
 
 /// Checks the file for `baton apply` and builds the result.
 pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> {
@@ -112,6 +114,7 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         }
     }
     resources::check_fencing(&raw.servers, f);
+    fencing::check_members(raw, &known, f);
     let (timing, lease, slack) = timing(&raw.timing, f);
     if lease < 4 * timing.probe_interval {
         let at = raw.timing.lease.as_ref().or(raw.timing.probe_interval.as_ref()).map_or(0, |d| d.at);
@@ -130,6 +133,8 @@ pub(super) fn check_cluster(raw: &Raw, f: &mut Findings) -> Option<Definitions> 
         segments: segments(raw),
         servers: servers(raw),
         resources: all_resources(raw),
+        fencing: fencing::fencing(raw),
+        units: fencing::units(raw),
     })
 }
 
@@ -143,6 +148,7 @@ fn check_definitions(raw: &Raw, f: &mut Findings) {
     check_subnets(&raw.segments, f);
     raw.segments.iter().for_each(|s| check_hosts(s, f));
     check_servers(raw, f);
+    fencing::check(raw, f);
     check_places(&raw.servers, f);
 }
 
@@ -375,6 +381,13 @@ fn timing(raw: &RawTiming, f: &mut Findings) -> (Timing, Duration, Duration) {
             list.value.iter().map(|d| d.value).collect()
         }
     };
+    if let Some(watchdog) = raw.watchdog.as_ref().filter(|d| d.value.subsec_nanos() != 0) {
+        f.error(
+            watchdog.at,
+            format!("`watchdog` in [timing] is {}", say(watchdog.value)),
+            "write whole seconds: watchdogs count no others",
+        );
+    }
     let slack = value(&raw.slack, (lease / 10).max(Duration::from_millis(1)));
     (Timing { probe_interval: interval, hold_down, hold_down_max, announce_repeat }, lease, slack)
 }
@@ -423,6 +436,8 @@ fn agent_config(
         lease,
         cluster,
         resources: all_resources(raw),
+        units: fencing::units(raw),
+        watchdog: raw.watchdog.clone().unwrap_or_else(|| "/dev/watchdog".into()),
     }
 }
 
@@ -472,6 +487,8 @@ fn servers(raw: &Raw) -> Vec<VirtualServer> {
             only_on: values(&s.only_on),
             devices: devices(s),
             has_resources: resources(s).is_some(),
+            fenced: fencing::fence_of(&s.resources) != Fence::None,
+            storage_units: resources::units_of(&s.resources),
             addresses: values(&s.addresses),
         })
     };

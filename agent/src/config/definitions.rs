@@ -7,6 +7,7 @@ use baton_core::Config;
 use baton_core::cluster::{Member, Members};
 use baton_core::config::{Balance, Segment, Timing, VirtualServer};
 
+use super::fencing::{Fencing, StorageUnit, exactly};
 use super::problem::Findings;
 use super::{ConfigErrors, Problems, Resources, balance, check, sections};
 
@@ -32,6 +33,10 @@ pub struct Definitions {
     pub servers: Vec<VirtualServer>,
     /// File systems and services of those that have any.
     pub resources: Vec<Resources>,
+    /// How nodes are fenced.
+    pub fencing: Fencing,
+    /// What nodes must reach.
+    pub units: Vec<StorageUnit>,
 }
 
 /// A node's own file names something that the definitions don't know.
@@ -139,6 +144,7 @@ impl Definitions {
                 ("hold_down", say(d.timing.hold_down)),
                 ("hold_down_max", say(d.timing.hold_down_max)),
                 ("announce_repeat", format!("{:?}", d.timing.announce_repeat)),
+                ("watchdog", say(d.fencing.watchdog)),
             ]
         };
         if let Some(old) = old {
@@ -150,7 +156,9 @@ impl Definitions {
         let servers = old.map_or(&[][..], |d| &d.servers);
         named(&mut lines, "virtual server", servers, &self.servers, |s| s.name.clone(), |s| format!("{s:?}"));
         let resources = old.map_or(&[][..], |d| &d.resources);
-        let text = |r: &Resources| format!("{:?} {:?}", r.filesystems, r.services);
+        let text = |r: &Resources| {
+            format!("{:?} {:?} {:?} {:?}", r.filesystems, r.services, r.fence, r.storage_units)
+        };
         named(
             &mut lines,
             "file systems and services of",
@@ -159,6 +167,11 @@ impl Definitions {
             |r| r.server.clone(),
             text,
         );
+        let units = old.map_or(&[][..], |d| &d.units);
+        named(&mut lines, "storage unit", units, &self.units, |u| u.name.clone(), |u| format!("{u:?}"));
+        let (before, after) = (old.map(fences).unwrap_or_default(), fences(self));
+        let text = |(_, text): &(String, String)| text.clone();
+        named(&mut lines, "fencing of", &before, &after, |(node, _)| node.clone(), text);
         lines
     }
 
@@ -190,6 +203,18 @@ impl Definitions {
         }
         members
     }
+}
+
+/// How each node is fenced, with its name; for comparison, never to be shown.
+fn fences(definitions: &Definitions) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = Vec::new();
+    for agent in &definitions.fencing.agents {
+        match all.iter_mut().find(|(node, _)| *node == agent.node) {
+            Some((_, text)) => *text += &exactly(agent),
+            None => all.push((agent.node.clone(), exactly(agent))),
+        }
+    }
+    all
 }
 
 /// Have two versions of the member list the same times, and differ by one member at most?

@@ -18,6 +18,9 @@
 //! | `balance.*` | [`baton_core::config::Balance`] |
 //! | `virtual_server.priority`, `migrate`, `failback`, `reroute` | 100, true, `"manual"`, false |
 //! | `virtual_server.never_with`, `only_on` | none, all nodes |
+//! | `node.watchdog`, `timing.watchdog` | `/dev/watchdog`, 10 s |
+//! | `fence.action`, `limit`, `level` | `"off"`, 30 s, 1 |
+//! | `storage_unit.device`, `interval`, `limit` | the device of the first file system that names it, 100 ms, 1 s |
 //! | `filesystem.options`, `fsck`, `start_limit`, `stop_limit` | none, false, 30 s, 30 s |
 //! | `service.start_limit`, `stop_limit`, `monitor_every`, `monitor_limit`, `restarts` | 30 s, 30 s, 10 s, 10 s, 3 |
 //!
@@ -28,6 +31,7 @@ mod balance;
 mod check;
 mod definitions;
 mod etcd;
+mod fencing;
 mod names;
 mod problem;
 mod reader;
@@ -43,8 +47,11 @@ use std::time::Duration;
 use baton_core::Config;
 
 pub use definitions::{Definitions, DefinitionsError};
+pub use fencing::{Fence, FenceAction, FenceAgent, Fencing, Parameter, StorageUnit};
 pub use problem::{ConfigErrors, Problem, Problems};
-pub use resources::{Exec, Export, Filesystem, Ganesha, Ocf, Resources, Samba, Service, ServiceKind, Share};
+pub use resources::{
+    Exec, Export, Filesystem, Ganesha, Ocf, Resources, Samba, Service, ServiceKind, Share, Unit,
+};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";
@@ -82,6 +89,10 @@ pub struct AgentConfig {
     pub cluster: Option<ClusterConfig>,
     /// File systems and services of the virtual servers that have any, where they are defined in the node's own file.
     pub resources: Vec<Resources>,
+    /// Storage units, likewise.
+    pub units: Vec<StorageUnit>,
+    /// The watchdog device of this node; absolute.
+    pub watchdog: PathBuf,
 }
 
 /// `[cluster]` of a node.

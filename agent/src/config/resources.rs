@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{check_name, name_is_good, unique};
+use super::fencing::{Fence, fence_of};
+use super::names::{name_is_good, unique};
 use super::problem::Findings;
 use super::reader::{At, Section, text_of};
 use super::sections::RawServer;
@@ -29,6 +30,10 @@ pub struct Resources {
     pub filesystems: Vec<Filesystem>,
     /// Its services.
     pub services: Vec<Service>,
+    /// How a node that had it and did not release it is kept from writing.
+    pub fence: Fence,
+    /// The storage units that its file systems are on.
+    pub storage_units: Vec<String>,
 }
 
 /// A file system on a block device.
@@ -79,6 +84,8 @@ pub enum ServiceKind {
     NfsGanesha(Ganesha),
     /// An SMB server.
     Samba(Samba),
+    /// A unit of systemd.
+    Systemd(Unit),
 }
 
 /// Programs with their arguments, no shell between.
@@ -101,6 +108,13 @@ pub struct Ocf {
     pub agent: String,
     /// Its parameters, handed over as `OCF_RESKEY_NAME`.
     pub parameters: BTreeMap<String, String>,
+}
+
+/// A unit that systemd starts and stops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its name with its type, like `vsftpd.service`.
+    pub unit: String,
 }
 
 /// The preset for nfs-ganesha.
@@ -150,13 +164,33 @@ pub(super) fn resources(server: &RawServer) -> Option<Resources> {
         }
         service
     };
+    // A client that was told that a file is made, renamed or removed relies on it (RFC 1813, 4.8), and nfs-ganesha answers before
+    // that is stable.
+    let serves_nfs = services.iter().any(|s| matches!(s.value.kind, ServiceKind::NfsGanesha(_)));
+    let filesystem = |filesystem: &Filesystem| {
+        let mut filesystem = filesystem.clone();
+        let has_it = |options: &str| options.split(',').any(|o| matches!(o, "sync" | "dirsync"));
+        if serves_nfs && !has_it(&filesystem.options) {
+            let comma = if filesystem.options.is_empty() { "" } else { "," };
+            filesystem.options.push_str(&format!("{comma}dirsync"));
+        }
+        filesystem
+    };
     let resources = Resources {
         server: server.name.as_ref()?.value.clone(),
         addresses: server.addresses.iter().map(|a| a.value.addr()).collect(),
-        filesystems: filesystems.iter().map(|f| f.value.clone()).collect(),
+        filesystems: filesystems.iter().map(|f| filesystem(&f.value)).collect(),
         services: services.iter().map(|s| service(&s.value)).collect(),
+        fence: fence_of(&server.resources),
+        storage_units: units_of(&server.resources),
     };
     (!resources.filesystems.is_empty() || !resources.services.is_empty()).then_some(resources)
+}
+
+/// The storage units that its file systems name, each once.
+pub(super) fn units_of(resources: &RawResources) -> Vec<String> {
+    let names: BTreeSet<&String> = resources.storage_units.iter().map(|(name, _)| &name.value).collect();
+    names.into_iter().cloned().collect()
 }
 
 /// A file system that is exported because nothing else is said.
@@ -172,7 +206,7 @@ fn export_of(filesystem: &Filesystem) -> Export {
 
 /// What one virtual server has belongs to it alone.
 pub(super) fn check(servers: &[RawServer], f: &mut Findings) {
-    let (mut mounts, mut devices) = (HashMap::new(), HashMap::new());
+    let (mut mounts, mut devices, mut units) = (HashMap::new(), HashMap::new(), HashMap::new());
     for server in servers {
         let resources = &server.resources;
         for mount in &resources.mounts {
@@ -190,8 +224,11 @@ pub(super) fn check(servers: &[RawServer], f: &mut Findings) {
                 (what, "a device belongs to one file system of one virtual server".to_owned())
             });
         }
-        for unit in &resources.storage_units {
-            check_name("storage unit", unit, f);
+        for service in &resources.services {
+            let ServiceKind::Systemd(Unit { unit }) = &service.value.kind else { continue };
+            unique(&mut units, unit, service.at, f, || {
+                (format!("{unit} is there twice"), "a unit belongs to one virtual server".to_owned())
+            });
         }
         check_exports(server, f);
         samba::check(server, f);
@@ -263,11 +300,14 @@ fn check_exports(server: &RawServer, f: &mut Findings) {
 pub(super) fn check_fencing(servers: &[RawServer], f: &mut Findings) {
     for server in servers {
         let RawResources { filesystems, fence, accepts, .. } = &server.resources;
+        if fence_of(&server.resources) != Fence::None {
+            continue;
+        }
         let shared = |fs: &&At<Filesystem>| CLUSTER_FILESYSTEMS.contains(&fs.value.kind.as_str());
         let Some(first) = filesystems.iter().find(|fs| !shared(fs)) else { continue };
         let what = format!(
-            "{} is no cluster file system, and this version fences nobody: a node that hangs or is cut off may still write to \
-             {} after another node has mounted it, and that destroys the file system",
+            "{} is no cluster file system, and nobody is fenced: a node that hangs or is cut off may still write to {} after \
+             another node has mounted it, and that destroys the file system",
             first.value.kind,
             first.value.device.display()
         );
@@ -278,7 +318,7 @@ pub(super) fn check_fencing(servers: &[RawServer], f: &mut Findings) {
             f.error(
                 first.at,
                 what,
-                "if that risk is accepted, say fence = \"none\" and i_accept_corruption = true in [[virtual_server]]",
+                "say fence = \"agent\", \"watchdog\" or \"scsi-pr\" in [[virtual_server]]; if that risk is accepted, say fence = \"none\" and i_accept_corruption = true",
             );
         }
     }

@@ -105,7 +105,7 @@ protocols = [4, 3]
 exports = [{ path = "/srv/a/x", pseudo = "/x", read_only = true, squash = "none", clients = ["10.0.0.0/24", "*"] }]"#;
     let [resources] = &good(lines)[..] else { panic!("one server") };
     let fs = &resources.filesystems[0];
-    assert_eq!((fs.options.as_str(), fs.fsck, fs.kind.as_str()), ("noatime,nodev", true, "ext4"));
+    assert_eq!((fs.options.as_str(), fs.fsck, fs.kind.as_str()), ("noatime,nodev,dirsync", true, "ext4"));
     assert_eq!((fs.start_limit, fs.stop_limit), (5 * SECOND, 6 * SECOND));
     let [exec, ocf, ganesha] = &resources.services[..] else { panic!("three services") };
     assert_eq!((exec.start_limit, exec.stop_limit, exec.restarts), (SECOND, 2 * SECOND, 0));
@@ -142,12 +142,29 @@ fn ganesha_exports_every_file_system_unless_told_otherwise() {
     assert_eq!(ganesha.protocols, BTreeSet::from([4]));
 }
 
+/// What an NFS client was told of names must be stable; others may do without.
+#[test]
+fn what_is_served_by_nfs_is_mounted_so_that_changed_names_are_stable() {
+    let options = |options: &str, service: &str| {
+        let filesystem =
+            "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n";
+        let lines = format!("{filesystem}{options}\n[[virtual_server.service]]\n{service}");
+        good(&lines)[0].filesystems[0].options.clone()
+    };
+    let nfs = "kind = \"nfs-ganesha\"";
+    assert_eq!(options("", nfs), "dirsync");
+    assert_eq!(options("options = \"noatime\"", nfs), "noatime,dirsync");
+    assert_eq!(options("options = \"sync\"", nfs), "sync");
+    assert_eq!(options("options = \"nodev,dirsync\"", nfs), "nodev,dirsync");
+    assert_eq!(options("", "kind = \"exec\"\nstart = [\"/bin/a\"]"), "");
+}
+
 /// Lines of `[[virtual_server]]` and the only error expected.
 const SINGLE: &[(&str, &str)] = &[
     ("service = [1]", "1:12: [[virtual_server.service]] is a number, not a section; write it as a section"),
     (
-        "fence = \"scsi-pr\"",
-        "1:10: `fence` in [[virtual_server]] is \"scsi-pr\", which is not in this version; only \"none\" is, with i_accept_corruption = true",
+        "fence = \"stonith\"",
+        "1:10: `fence` in [[virtual_server]] is \"stonith\"; write \"none\" or \"scsi-pr\" or \"agent\" or \"watchdog\"",
     ),
     (
         "i_accept_corruption = \"yes\"",
@@ -158,8 +175,28 @@ const SINGLE: &[(&str, &str)] = &[
         "1:1: [[virtual_server.service]] has no `kind`; add kind = \"exec\"",
     ),
     (
-        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"x\"",
-        "2:9: `kind` in [[virtual_server.service]] is \"systemd\", which is not in this version; use \"exec\", with its programs, or \"ocf\", with a resource agent",
+        "[[virtual_server.service]]\nkind = \"systemd\"",
+        "1:1: [[virtual_server.service]] has no `unit`; add unit = \"vsftpd.service\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"vsftpd\"",
+        "3:9: \"vsftpd\" is no unit of systemd; write it with its type, as \"vsftpd.service\" or \"vsftpd@projects.service\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"vsftpd@.service\"",
+        "3:9: \"vsftpd@.service\" is no unit of systemd; write it with its type, as \"vsftpd.service\" or \"vsftpd@projects.service\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"a b.service\"",
+        "3:9: \"a b.service\" is no unit of systemd; write it with its type, as \"vsftpd.service\" or \"vsftpd@projects.service\"",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"a.service\"\n[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"a.service\"",
+        "4:1: a.service is there twice, first in line 12; a unit belongs to one virtual server",
+    ),
+    (
+        "[[virtual_server.service]]\nkind = \"cron\"",
+        "2:9: `kind` in [[virtual_server.service]] is \"cron\"; write \"exec\" or \"ocf\" or \"nfs-ganesha\" or \"systemd\" or \"samba\"",
     ),
     (
         "[[virtual_server.service]]\nkind = \"exec\"",
@@ -358,7 +395,9 @@ fn a_cluster_needs_fencing_or_a_word() {
         let problems = parsed(accepted, "ext4").expect_err("accepted").to_string();
         assert_eq!(problems.lines().count(), 1, "{problems}");
         assert!(
-            problems.contains("that destroys the file system; if that risk is accepted, say fence"),
+            problems.contains(
+                "that destroys the file system; say fence = \"agent\", \"watchdog\" or \"scsi-pr\""
+            ),
             "{problems}"
         );
     }
@@ -433,6 +472,15 @@ const SAMBA: &[(&str, &str)] = &[
         "6:1: the virtual server has two services \"samba\", first in line 15; put all shares into one of them",
     ),
 ];
+
+#[test]
+fn a_unit_is_taken() {
+    let lines =
+        "[[virtual_server.service]]\nkind = \"systemd\"\nunit = \"vsftpd@projects.service\"\nrestarts = 1";
+    let service = only(lines);
+    assert_eq!(service.kind, ServiceKind::Systemd(Unit { unit: "vsftpd@projects.service".into() }));
+    assert_eq!((service.restarts, service.start_limit), (1, 30 * SECOND));
+}
 
 #[test]
 fn samba_is_checked() {

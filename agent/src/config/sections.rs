@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use toml_span::value::Value;
 
 use super::balance;
+use super::fencing::{self, RawFence, RawUnit};
 use super::problem::Findings;
 use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
 use super::resources::{self, RawResources};
@@ -19,6 +20,7 @@ pub(super) struct Raw {
     pub(super) node: Option<At<String>>,
     pub(super) agent_grace: Option<Duration>,
     pub(super) capacity_percent: Option<u32>,
+    pub(super) watchdog: Option<PathBuf>,
     pub(super) store: RawStore,
     pub(super) socket: Option<At<PathBuf>>,
     pub(super) group: Option<At<String>>,
@@ -30,6 +32,8 @@ pub(super) struct Raw {
     pub(super) ports: Vec<RawPort>,
     pub(super) segments: Vec<RawSegment>,
     pub(super) servers: Vec<RawServer>,
+    pub(super) fences: Vec<RawFence>,
+    pub(super) units: Vec<RawUnit>,
     pub(super) cluster: Option<RawCluster>,
     /// Sections that are there, as written, with their places.
     pub(super) sections: Vec<At<&'static str>>,
@@ -85,6 +89,7 @@ pub(super) struct RawTiming {
     pub(super) hold_down: Option<At<Duration>>,
     pub(super) hold_down_max: Option<At<Duration>>,
     pub(super) announce_repeat: Option<At<Vec<At<Duration>>>>,
+    pub(super) watchdog: Option<At<Duration>>,
 }
 
 pub(super) struct RawPort {
@@ -128,6 +133,8 @@ const ROOT: &[&str] = &[
     "balance",
     "segment",
     "virtual_server",
+    "fence",
+    "storage_unit",
 ];
 const CLUSTER_KEYS: &[&str] = &["name", "key_file", "witness", "members", "two_nodes_never_take_over"];
 const ETCD_KEYS: &[&str] = &["endpoints", "tls", "credentials"];
@@ -138,10 +145,12 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
     let mut raw = Raw::default();
     let Some(root) = Section::open(root, "", ROOT, f) else { return raw };
-    if let Some(s) = root.section("node", "[node]", &["name", "agent_grace", "capacity_percent"], f) {
+    let node = &["name", "agent_grace", "capacity_percent", "watchdog"];
+    if let Some(s) = root.section("node", "[node]", node, f) {
         raw.node = s.text("name", f);
         raw.agent_grace = s.duration("agent_grace", (100 * MS, 60_000 * MS), f).map(|d| d.value);
         raw.capacity_percent = s.number_within("capacity_percent", (1, 10_000), f).map(|n| n.value);
+        raw.watchdog = s.path("watchdog", f).map(|p| p.value);
     }
     if let Some(s) = root.section("store", "[store]", &["kind", "path", "endpoints", "tls", "credentials"], f)
     {
@@ -187,7 +196,8 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
     if let Some(s) = root.section("telemetry", "[telemetry]", &["listen"], f) {
         raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
     }
-    let timing = &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat"];
+    let timing =
+        &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat", "watchdog"];
     if let Some(s) = root.section("timing", "[timing]", timing, f) {
         raw.timing = RawTiming {
             probe_interval: s.duration("probe_interval", (MS, 1000 * MS), f),
@@ -197,6 +207,7 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
             hold_down_max: s.duration("hold_down_max", (Duration::ZERO, 24 * HOUR), f),
             announce_repeat: s
                 .list("announce_repeat", f, |v, called, f| duration_of(v, called, (MS, 60_000 * MS), f)),
+            watchdog: s.duration("watchdog", fencing::WATCHDOG_LIMITS, f),
         };
     }
     if let Some(s) = root.section("balance", "[balance]", balance::KEYS, f) {
@@ -231,6 +242,8 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         .iter()
         .map(|s| read_server(s, f))
         .collect();
+    raw.fences = fencing::read_fences(&root, f);
+    raw.units = fencing::read_units(&root, f);
     raw
 }
 

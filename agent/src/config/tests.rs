@@ -189,7 +189,11 @@ fn the_packaged_example_is_good() {
 const SINGLE: &[(usize, &str, &str)] = &[
     // Keys and types.
     (2, "nmae = \"fs1\"", "2:1: unknown key in [node]: `nmae`; did you mean `name`?"),
-    (2, "colour = 1", "2:1: unknown key in [node]: `colour`; known are name, agent_grace, capacity_percent"),
+    (
+        2,
+        "colour = 1",
+        "2:1: unknown key in [node]: `colour`; known are name, agent_grace, capacity_percent, watchdog",
+    ),
     (2, "[pathes]", "2:2: unknown section: `pathes`; did you mean `paths`?"),
     (2, "name = 5", "2:8: `name` in [node] is a number; write text in quotes"),
     (2, "name = [\"a\"]", "2:8: `name` in [node] is a list; write text in quotes"),

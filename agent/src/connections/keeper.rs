@@ -50,12 +50,8 @@ const NEWS: usize = 64;
 /// What comes from the tasks that speak with the store.
 enum News {
     Read(ConnectionNews),
-    /// A write has ended; it was carried out, or not, or who knows.
-    Written {
-        server: String,
-        changes: Vec<Change>,
-        done: bool,
-    },
+    /// A write for this virtual server has ended. What the store holds now is read, never guessed.
+    Written(String),
 }
 
 /// Resets of one virtual server under way.
@@ -117,8 +113,10 @@ impl Keeper {
     pub async fn run(mut self) {
         let (tell, mut news) = mpsc::channel(NEWS);
         let (etcd, read) = (self.etcd.clone(), tell.clone());
+        // Where there is nothing to keep, what is left from before goes, and that is all.
+        let once = self.addresses.is_empty();
         spawn_local(async move {
-            etcd.follow_connections(async |news| read.send(News::Read(news)).await.is_ok()).await;
+            etcd.follow_connections(async |news| read.send(News::Read(news)).await.is_ok() && !once).await;
         });
         let mut tick = Instant::now();
         loop {
@@ -158,11 +156,8 @@ impl Keeper {
             News::Read(ConnectionNews::Changed(changes)) => {
                 changes.into_iter().for_each(|(server, change)| self.note(&server, change));
             }
-            News::Written { server, changes, done } => {
+            News::Written(server) => {
                 self.writing.remove(&server);
-                if done {
-                    changes.into_iter().for_each(|change| self.note(&server, change));
-                }
             }
         }
     }
@@ -233,14 +228,10 @@ impl Keeper {
         self.writing.insert(server.clone());
         let (etcd, node) = (self.etcd.clone(), self.node.clone());
         spawn_local(async move {
-            let done = match etcd.set_connections(&node, &server, &changes).await {
-                Ok(done) => done,
-                Err(e) => {
-                    tracing::debug!("connections of {server} are not shared: {e}");
-                    false // or perhaps: then the watch tells
-                }
-            };
-            let _ = tell.send(News::Written { server, changes, done }).await; // nobody listens: shutting down
+            if let Err(e) = etcd.set_connections(&node, &server, &changes).await {
+                tracing::debug!("connections of {server} are not shared: {e}");
+            }
+            let _ = tell.send(News::Written(server)).await; // nobody listens: shutting down
         });
     }
 
@@ -329,6 +320,10 @@ impl Keeper {
         let due = |r: &Resets| ROUNDS.get(r.round).map(|after| r.begun + *after);
         let first = (0..self.resets.len()).min_by_key(|i| due(&self.resets[*i]));
         let Some(first) = first else { return };
+        if self.has_left(&self.resets[first]) {
+            self.resets.remove(first);
+            return;
+        }
         let list = self.to_reset(&self.resets[first]);
         let since = before(self.resets[first].request.served);
         // Of a client that has come again, by the same port.
@@ -356,6 +351,14 @@ impl Keeper {
             }
         }
         self.resets.retain(|r| r.round < ROUNDS.len());
+    }
+
+    /// Has it gone to another node meanwhile? That one's clients are none of ours. The kernel programs let nothing out then, but
+    /// there is no need to try. What is published may be a moment old, at first.
+    fn has_left(&self, resets: &Resets) -> bool {
+        let snapshot = self.snapshot.borrow();
+        let server = snapshot.virtual_servers.iter().find(|s| s.name == resets.request.server);
+        resets.round > 0 && server.is_none_or(|s| s.owner.as_deref() != Some(self.node.as_str()))
     }
 
     /// What the virtual server had before, as far as this node knows.

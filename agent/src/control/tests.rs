@@ -38,6 +38,7 @@ fn server_view(name: &str, address: &str) -> ServerView {
         priority: 100,
         rate: 0,
         addresses: vec![AddressView { address, port: None, via: None, rate: 0 }],
+        why: None,
     }
 }
 

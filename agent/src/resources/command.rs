@@ -3,7 +3,7 @@
 //! What is started here has a session of its own and no pipe to the agent, so it lives on when the agent is killed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -24,10 +24,14 @@ use super::process::{self, Ended, Process};
 const GENTLY: Duration = Duration::from_millis(500);
 /// How long the kernel may take to end a process after SIGKILL. One that still lives waits for a device.
 const KILLED: Duration = Duration::from_secs(2);
+/// Each of the two at most, when there is a hurry.
+const HURRIED: Duration = Duration::from_millis(300);
 /// Between two looks at processes that are to end.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// How much of a command's output is looked at for what it said last, and shown.
 const SAID: (u64, usize) = (4096, 200);
+/// How much of a command's output is read where all of it matters.
+const READ: usize = 1 << 20;
 /// What systemd tells the agent, and nobody else.
 const OF_THE_AGENT: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID", "JOURNAL_STREAM", "LISTEN_FDS"];
@@ -41,6 +45,8 @@ pub struct Command<'a> {
     pub variables: &'a [(String, String)],
     /// The control group that it belongs to.
     pub group: Option<&'a Path>,
+    /// What it reads as its standard input.
+    pub input: &'a [u8],
 }
 
 /// What came of a command.
@@ -91,7 +97,8 @@ impl Command<'_> {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let input = if self.input.is_empty() { Stdio::null() } else { in_memory(self.input)?.into() };
+        command.stdin(input).stdout(output.try_clone()?).stderr(output);
         let door = self.group.map(cgroup::door).transpose()?;
         // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(move || leave_agent(door.as_ref())) };
@@ -105,11 +112,37 @@ impl Command<'_> {
     /// # Errors
     /// [`Fault`].
     pub fn run(&self, patience: &Patience<'_>) -> Result<Done, Fault> {
-        let output = File::from(memfd_create("output", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
-        let process = self.start(output.try_clone()?)?;
-        let ended = wait(process, patience, || process::of_session(process.pid))?;
+        let (ended, output) = self.run_for(patience)?;
         Ok(Done { ended, said: last_line(&output) })
     }
+
+    /// The same, and all of its output but what is very long.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn read(&self, patience: &Patience<'_>) -> Result<(Done, String), Fault> {
+        let (ended, output) = self.run_for(patience)?;
+        let mut bytes = vec![0; READ];
+        let read = output.read_at(&mut bytes, 0).unwrap_or(0);
+        bytes.truncate(read);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Ok((Done { ended, said: last_line(&output) }, text))
+    }
+
+    fn run_for(&self, patience: &Patience<'_>) -> Result<(Ended, File), Fault> {
+        let output = in_memory(&[])?;
+        let process = self.start(output.try_clone()?)?;
+        let ended = wait(process, patience, || process::of_session(process.pid))?;
+        Ok((ended, output))
+    }
+}
+
+/// A file without a name that begins with this.
+fn in_memory(content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("baton", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Between fork and exec: a session of its own, the control group, and nothing of the agent's privileges with the kernel.
@@ -164,6 +197,13 @@ pub fn in_child(
 /// Children that could not be killed: waited for when they have ended after all.
 static LEFT: Mutex<Vec<Process>> = Mutex::new(Vec::new());
 
+/// Waits for the end of a child that is being killed, some time.
+pub fn reap_later(process: Process) {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.push(process);
+    left.retain(|process| process.reap().is_none() && Process::of(process.pid) == Some(*process));
+}
+
 /// Waits for the end of a child. What `all` finds is killed when patience ends.
 fn wait(process: Process, patience: &Patience<'_>, all: impl Fn() -> Vec<Process>) -> Result<Ended, Fault> {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,7 +217,7 @@ fn wait(process: Process, patience: &Patience<'_>, all: impl Fn() -> Vec<Process
         return process.reap().ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD).into());
     }
     let living = || all().into_iter().filter(Process::is_alive).collect::<Vec<_>>();
-    let remaining = end(living, GENTLY, patience);
+    let remaining = end(living, GENTLY, &patience.hurried(HURRIED));
     if process.reap().is_none() && Process::of(process.pid) == Some(process) {
         LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(process);
     }

@@ -13,7 +13,7 @@ fn run(script: &str, limit: Duration) -> Result<Done, Fault> {
     let orders = Orders::new().expect("an eventfd");
     let variables = [("GREETING".to_owned(), "good morning".to_owned())];
     let argv = sh(script);
-    let command = Command { argv: &argv, variables: &variables, group: None };
+    let command = Command { argv: &argv, variables: &variables, group: None, input: &[] };
     command.run(&Patience::new(&orders, 0, None, limit))
 }
 
@@ -36,7 +36,7 @@ fn it_has_a_session_of_its_own_and_nothing_from_systemd() {
 fn a_program_that_isnt_there_is_told() {
     let orders = Orders::new().expect("an eventfd");
     let argv = ["/nowhere/program".to_owned()];
-    let command = Command { argv: &argv, variables: &[], group: None };
+    let command = Command { argv: &argv, variables: &[], group: None, input: &[] };
     let fault = command.run(&Patience::new(&orders, 0, None, LONG)).expect_err("there is none");
     assert!(matches!(fault, Fault::Start(_)), "{fault}");
 }
@@ -58,7 +58,7 @@ fn another_order_ends_it_at_once() {
     let orders = Orders::new().expect("an eventfd");
     orders.give(Order::Stop);
     let argv = sh("sleep 1000");
-    let command = Command { argv: &argv, variables: &[], group: None };
+    let command = Command { argv: &argv, variables: &[], group: None, input: &[] };
     let fault = command.run(&Patience::new(&orders, 0, None, LONG)).expect_err("told otherwise");
     assert!(matches!(fault, Fault::Told), "{fault}");
 }

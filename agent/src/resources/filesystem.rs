@@ -153,7 +153,7 @@ fn hint(errno: Errno) -> &'static str {
 /// fsck(8): 0 is clean, 1 corrected.
 fn check(fs: &Filesystem, patience: &Patience<'_>) -> Result<(), Failure> {
     let argv = [format!("fsck.{}", fs.kind), "-p".to_owned(), fs.device.display().to_string()];
-    let done = Command { argv: &argv, variables: &[], group: None }.run(patience);
+    let done = Command { argv: &argv, variables: &[], group: None, input: &[] }.run(patience);
     let what = format!("fsck.{} -p {}", fs.kind, fs.device.display());
     match done {
         Ok(done) if matches!(done.ended, Ended::Exit(0 | 1)) => Ok(()),

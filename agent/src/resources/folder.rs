@@ -70,6 +70,7 @@ impl Resource {
                 ServiceKind::Ocf(ocf) => format!("{}/{}", ocf.provider, ocf.agent),
                 ServiceKind::NfsGanesha(_) => "nfs-ganesha".to_owned(),
                 ServiceKind::Samba(_) => "samba".to_owned(),
+                ServiceKind::Systemd(unit) => unit.unit.clone(),
             },
         }
     }

@@ -8,43 +8,48 @@
 //! |---|---|
 //! | `server` | order, time limits, restarts in place, adoption |
 //! | `filesystem`, `mountinfo`, `holders` | mount(2), and who keeps it from being unmounted |
-//! | `service`, `ocf`, `ganesha`, `samba` | kinds of services |
+//! | `service`, `ocf`, `systemd`, `ganesha`, `samba` | kinds of services |
+//! | `metadata` | what OCF agents say of themselves |
 //! | `question`, `rpc`, `smb` | what they are asked to see whether they work |
 //! | `command`, `process`, `cgroup` | children, and whose they are |
 //! | `orders` | what a thread is told while it waits for something else |
 
 mod cgroup;
-mod command;
+pub(crate) mod command;
 mod filesystem;
 mod folder;
 mod ganesha;
 mod holders;
+mod metadata;
 mod mountinfo;
 mod ocf;
-mod orders;
-mod process;
+pub(crate) mod orders;
+pub(crate) mod process;
 mod question;
 mod rpc;
 mod samba;
 mod server;
 mod service;
 mod smb;
+mod systemd;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use baton_core::ResourceState;
 
-use crate::config::Resources;
+use crate::config::{Resources, ServiceKind};
+use crate::fence::{Guard, Reservations};
 use command::Fault;
 use folder::Folder;
 pub use orders::Order;
-use orders::Orders;
+use orders::{Orders, Patience};
 use server::Server;
 
 /// Where the folders of virtual servers are.
@@ -93,8 +98,27 @@ pub struct Setup {
     pub root: PathBuf,
     /// [`OCF_ROOT`], but for tests.
     pub ocf_root: PathBuf,
+    /// Where the bus is on which systemd is asked; `None`: that of the system.
+    pub bus: Option<String>,
     /// May control groups be made?
     pub groups: bool,
+    /// What runs here, for whoever resets this node.
+    pub guard: Arc<Guard>,
+    /// How devices are reserved; a node that is alone reserves none.
+    pub reservations: Option<Reservations>,
+}
+
+/// Tells virtual servers that stopping must not take long.
+#[derive(Clone)]
+pub struct Hurry(BTreeMap<String, Arc<Orders>>);
+
+impl Hurry {
+    /// Stopping this one must not take long from now on, or no longer: a storage unit of it is lost here, or is back. Never waits.
+    pub fn set(&self, server: &str, on: bool) {
+        if let Some(orders) = self.0.get(server) {
+            orders.hurry(on);
+        }
+    }
 }
 
 /// Tells how the resources of a virtual server are.
@@ -126,11 +150,19 @@ impl Runner {
             if server.is_running() {
                 running.insert(name.clone());
             }
+            if server.is_gone() {
+                setup.guard.stopped(&name);
+            }
             let report = report.clone();
             let builder = thread::Builder::new().name(format!("vs-{name}"));
             runner.threads.insert(name, (orders, builder.spawn(move || server.run(&*report))?));
         }
         Ok((runner, running))
+    }
+
+    /// For whoever knows when stopping must not take long.
+    pub fn hurry(&self) -> Hurry {
+        Hurry(self.threads.iter().map(|(name, (orders, _))| (name.clone(), orders.clone())).collect())
     }
 
     /// Gives an order to a virtual server; never waits. One that has no resources is running, or stopped, at once.
@@ -153,6 +185,25 @@ impl Drop for Runner {
             }
         }
     }
+}
+
+/// What OCF agents that are installed here say against the parameters that are configured: for `baton check`.
+pub fn check_agents(resources: &[Resources], ocf_root: &Path) -> Vec<String> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let Ok(orders) = Orders::new() else { return Vec::new() };
+    let agents = resources.iter().flat_map(|server| {
+        server.services.iter().filter_map(move |service| match &service.kind {
+            ServiceKind::Ocf(agent) => Some((&server.server, agent)),
+            _ => None,
+        })
+    });
+    let told = agents.flat_map(|(server, agent)| {
+        let complaints = ocf::complaints(agent, ocf_root, &Patience::new(&orders, 0, None, LIMIT));
+        complaints
+            .into_iter()
+            .map(move |text| format!("{server}: {}/{}: {text}", agent.provider, agent.agent))
+    });
+    told.collect()
 }
 
 /// Stops all that agents of this node have left: for `baton clean`. Returns what could not be stopped.

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
-use super::command::Done;
+use super::command::{Command, Done};
 use super::folder::Record;
+use super::metadata::Metadata;
 use super::orders::Patience;
 use super::process::Ended;
 use super::service::Place;
@@ -19,7 +20,7 @@ const NAMES: [(i32, &str); 12] = [
     (2, "invalid arguments"),
     (3, "action not implemented"),
     (4, "insufficient privileges"),
-    (5, "not installed"),
+    (NOT_INSTALLED, "not installed"),
     (6, "not configured"),
     (NOT_RUNNING, "not running"),
     (8, "running as promoted"),
@@ -28,20 +29,23 @@ const NAMES: [(i32, &str); 12] = [
     (191, "degraded as promoted"),
 ];
 const NOT_RUNNING: i32 = 7;
+const NOT_INSTALLED: i32 = 5;
 /// What a monitor says of something that works, if not as well as it could.
 const WORKS: [i32; 4] = [0, 8, 190, 191];
 
-/// Runs an action. One that starts something is told so, for its descendants are the service.
-fn act(
+/// A program with its arguments, and variables of its environment.
+type Told = (Vec<String>, Vec<(String, String)>);
+
+/// What an action is told.
+fn told(
     place: &Place<'_>,
     agent: &Ocf,
     service: &Service,
     action: &str,
-    starts: Option<&Record>,
     patience: &Patience<'_>,
-) -> Result<Done, Failure> {
+) -> Result<Told, Failure> {
     let program = program(place, agent)?;
-    let argv = [program.display().to_string(), action.to_owned()];
+    let argv = vec![program.display().to_string(), action.to_owned()];
     let temporary = place.folder.path().join("ocf");
     if let Err(e) = fs::create_dir_all(&temporary) {
         return Err(Failure::Failed(format!("{}: {e}", temporary.display())));
@@ -64,9 +68,54 @@ fn act(
         variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let parameter = |(name, value): (&String, &String)| (format!("OCF_RESKEY_{name}"), value.clone());
     variables.extend(agent.parameters.iter().map(parameter));
+    Ok((argv, variables))
+}
+
+/// Runs an action. One that starts something is told so, for its descendants are the service.
+fn act(
+    place: &Place<'_>,
+    agent: &Ocf,
+    service: &Service,
+    action: &str,
+    starts: Option<&Record>,
+    patience: &Patience<'_>,
+) -> Result<Done, Failure> {
+    let (argv, variables) = told(place, agent, service, action, patience)?;
     match starts {
         Some(record) => place.starting(&argv, &variables, record, patience),
         None => place.command(&argv, &variables, patience).map_err(|fault| Failure::from(fault).of(action)),
+    }
+}
+
+/// Is it there, and does it take the parameters that are configured? One that doesn't say which it takes is taken at its word.
+///
+/// # Errors
+/// [`Failure`]: what it doesn't know, or lacks.
+pub fn may_start(
+    place: &Place<'_>,
+    agent: &Ocf,
+    service: &Service,
+    patience: &Patience<'_>,
+) -> Result<(), Failure> {
+    const ACTION: &str = "meta-data";
+    let limited = patience.at_most(service.monitor_limit);
+    let (argv, variables) = told(place, agent, service, ACTION, &limited)?;
+    let printed = match place.output(&argv, &variables, &limited) {
+        Ok((Done { ended: Ended::Exit(0), .. }, printed)) => Metadata::parse(&printed),
+        Ok((done, _)) => Err(why(ACTION, &done)),
+        Err(fault) => match Failure::from(fault) {
+            Failure::Told => return Err(Failure::Told),
+            Failure::Failed(why) => Err(format!("{ACTION}: {why}")),
+        },
+    };
+    match printed.map(|metadata| metadata.complaints(&agent.parameters)) {
+        Ok(complaints) if complaints.is_empty() => Ok(()),
+        Ok(complaints) => Err(Failure::Failed(complaints.join("; "))),
+        Err(why) => {
+            let name = format!("{}/{}", agent.provider, agent.agent);
+            tracing::warn!("{}: {name}: its parameters can't be checked: {why}", place.server);
+            Ok(())
+        }
     }
 }
 
@@ -83,6 +132,19 @@ pub fn program(place: &Place<'_>, agent: &Ocf) -> Result<PathBuf, Failure> {
             let text = format!("{}: {e}; is the package resource-agents installed?", path.display());
             Err(Failure::Failed(text))
         }
+    }
+}
+
+/// What an agent says against its parameters, asked without a virtual server; nothing, if it isn't installed here or doesn't say.
+pub fn complaints(agent: &Ocf, ocf_root: &Path, patience: &Patience<'_>) -> Vec<String> {
+    let program = ocf_root.join("resource.d").join(&agent.provider).join(&agent.agent);
+    let argv = [program.display().to_string(), "meta-data".to_owned()];
+    let variables = [("OCF_ROOT".to_owned(), ocf_root.display().to_string())];
+    match (Command { argv: &argv, variables: &variables, group: None, input: &[] }).read(patience) {
+        Ok((Done { ended: Ended::Exit(0), .. }, printed)) => {
+            Metadata::parse(&printed).map_or(Vec::new(), |metadata| metadata.complaints(&agent.parameters))
+        }
+        Ok(_) | Err(_) => Vec::new(),
     }
 }
 
@@ -154,8 +216,8 @@ pub fn check(
     }
 }
 
-/// Does its monitor say that it doesn't run?
+/// Does its monitor say that it doesn't run, or that there is nothing that could?
 pub fn is_stopped(place: &Place<'_>, agent: &Ocf, service: &Service, patience: &Patience<'_>) -> bool {
     let done = act(place, agent, service, "monitor", None, patience);
-    done.is_ok_and(|done| done.ended == Ended::Exit(NOT_RUNNING))
+    done.is_ok_and(|done| matches!(done.ended, Ended::Exit(NOT_RUNNING | NOT_INSTALLED)))
 }

@@ -6,6 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Between two looks at the orders where the bell can't be heard.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a virtual server is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub enum Order {
 pub struct Orders {
     newest: Mutex<Newest>,
     bell: OwnedFd,
+    /// Since when stopping must not take long.
+    hurry: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -40,7 +47,7 @@ impl Orders {
                 fd => OwnedFd::from_raw_fd(fd),
             }
         };
-        Ok(Orders { newest: Mutex::default(), bell })
+        Ok(Orders { newest: Mutex::default(), bell, hurry: Mutex::default() })
     }
 
     /// Gives an order. Never waits. Nothing comes after [`Order::Leave`].
@@ -50,6 +57,23 @@ impl Orders {
             *newest = Newest { number: newest.number + 1, order: Some(order) };
         }
         drop(newest);
+        self.ring();
+    }
+
+    /// Says that stopping must not take long from now on, or no longer: what it would wait for is not to be had. It cuts short what
+    /// is under way, too.
+    pub fn hurry(&self, on: bool) {
+        let mut hurry = self.hurry.lock().unwrap_or_else(PoisonError::into_inner);
+        *hurry = if on { hurry.or(Some(Instant::now())) } else { None };
+        drop(hurry);
+        self.ring();
+    }
+
+    fn hurried(&self) -> Option<Instant> {
+        *self.hurry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
         let one = 1u64.to_ne_bytes();
         // SAFETY: the buffer has the eight bytes that an eventfd takes. It can't be full: then it would ring anyway.
         unsafe { libc::write(self.bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
@@ -76,8 +100,12 @@ pub struct Patience<'a> {
     seen: u64,
     /// Only this order matters, and [`Order::Leave`]; `None`: any.
     only: Option<Order>,
+    /// When it began.
+    began: Instant,
     /// When it ends.
-    pub end: Instant,
+    end: Instant,
+    /// How long it lasts at most when there is a hurry ([`Orders::hurry`]).
+    hurried: Option<Duration>,
 }
 
 /// Why waiting has ended.
@@ -94,12 +122,19 @@ pub enum Woken {
 impl<'a> Patience<'a> {
     /// Until `limit` is over, or there is another order than the one with the number `seen`: any, or `only` one.
     pub fn new(orders: &'a Orders, seen: u64, only: Option<Order>, limit: Duration) -> Patience<'a> {
-        Patience { orders, seen, only, end: Instant::now() + limit }
+        let began = Instant::now();
+        Patience { orders, seen, only, began, end: began + limit, hurried: None }
+    }
+
+    /// The same, which lasts for so long at most when there is a hurry, whatever its own end.
+    pub fn hurried(self, limit: Duration) -> Patience<'a> {
+        Patience { hurried: Some(limit), ..self }
     }
 
     /// The same, with another end.
     pub fn within(&self, limit: Duration) -> Patience<'a> {
-        Patience { end: Instant::now() + limit, ..*self }
+        let began = Instant::now();
+        Patience { began, end: began + limit, ..*self }
     }
 
     /// The same, with another end unless its own comes first.
@@ -109,7 +144,9 @@ impl<'a> Patience<'a> {
 
     /// How long it still lasts.
     pub fn left(&self) -> Duration {
-        self.end.saturating_duration_since(Instant::now())
+        let hurry = self.hurried.zip(self.orders.hurried());
+        let end = hurry.map_or(self.end, |(limit, since)| self.end.min(self.began.max(since) + limit));
+        end.saturating_duration_since(Instant::now())
     }
 
     /// Has something else been ordered?
@@ -131,6 +168,31 @@ impl<'a> Patience<'a> {
     /// Waits for a while. Is it still patient after that?
     pub fn pause(&self, length: Duration) -> bool {
         self.at_most(length).wait(&[]) == Woken::Late && !self.left().is_zero()
+    }
+
+    /// Waits until it ends, in an asynchronous runtime: [`Woken::Told`] or [`Woken::Late`].
+    pub async fn over(&self) -> Woken {
+        // SAFETY: the descriptor belongs to the orders, which outlive its registration.
+        let bell = unsafe { AsyncFd::register_with_interest(self.orders.bell.as_fd(), Interest::READABLE) };
+        loop {
+            // Before the look at the order, as below.
+            self.orders.silence();
+            if self.is_told() {
+                return Woken::Told;
+            }
+            let left = self.left();
+            if left.is_zero() {
+                return Woken::Late;
+            }
+            match &bell {
+                Ok(bell) => {
+                    if let Ok(Ok(mut rung)) = tokio::time::timeout(left, bell.readable()).await {
+                        rung.clear_ready();
+                    }
+                }
+                Err(_) => tokio::time::sleep(left.min(LOOK)).await,
+            }
+        }
     }
 
     fn wait_for(&self, fds: &[BorrowedFd<'_>], events: PollFlags) -> Woken {
@@ -205,6 +267,23 @@ mod tests {
         assert!(!only_leave.is_told());
         orders.give(Order::Leave);
         assert!(only_leave.is_told());
+    }
+
+    #[test]
+    fn a_hurry_cuts_short_what_must_not_take_long() {
+        let orders = Arc::new(Orders::new().expect("an eventfd"));
+        let patience = Patience::new(&orders, 0, Some(Order::Leave), LONG);
+        let hurried = patience.hurried(Duration::from_millis(1));
+        assert!(hurried.left() > LONG / 2);
+        let other = orders.clone();
+        let teller = thread::spawn(move || other.hurry(true));
+        assert_eq!(hurried.wait(&[]), Woken::Late, "and it is no order");
+        teller.join().expect("no panic");
+        assert!(patience.left() > LONG / 2);
+        // What begins later has its time, and no more.
+        assert_eq!(hurried.within(LONG).wait(&[]), Woken::Late);
+        orders.hurry(false);
+        assert!(hurried.left() > LONG / 2);
     }
 
     #[test]

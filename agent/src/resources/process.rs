@@ -42,6 +42,11 @@ impl Process {
         self.stat().is_some_and(|stat| stat.state == 'D')
     }
 
+    /// The letter of its state (proc_pid_stat(5)); `None`: it is gone.
+    pub fn state(&self) -> Option<char> {
+        self.stat().map(|stat| stat.state)
+    }
+
     /// Its name, as `ps` shows it, and its number.
     pub fn name(&self) -> String {
         let name = self.stat().map_or_else(|| "?".to_owned(), |stat| stat.name);

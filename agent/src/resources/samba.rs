@@ -211,6 +211,7 @@ mod tests {
             identity: &identity,
             hierarchy: None,
             ocf_root: Path::new("/"),
+            bus: None,
         };
         let config = Samba { program: "smbd".into(), include: include.map(Into::into), shares };
         let text = configuration(&place, &config, 1, Path::new("/srv/a/.baton/samba"));

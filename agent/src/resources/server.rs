@@ -14,8 +14,9 @@ use super::orders::{Order, Orders, Patience, Woken};
 use super::process::Process;
 use super::service::{self, Place};
 use super::{Failure, Setup, filesystem};
-use crate::config::{Resources, Service};
+use crate::config::{Fence, Filesystem, Resources, Service};
 use crate::fast::netlink::{self, Requests};
+use crate::fence::{Guard, Reservations};
 
 /// A stop that has failed is tried again so often.
 const STOP_AGAIN: Duration = Duration::from_secs(1);
@@ -25,6 +26,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const ABANDONED: Duration = Duration::from_secs(5);
 /// A failure of a service counts for so long.
 const FAILURES_COUNT_FOR: Duration = Duration::from_secs(600);
+/// Each step of a stop takes so long at most when a storage unit is lost: what still hangs on it then is left to fencing.
+const HURRIED: Duration = Duration::from_millis(300);
+/// How long arming the watchdog, and telling the other nodes of it, may take; and between two looks.
+const GUARDED: Duration = Duration::from_secs(20);
+const GUARD_LOOK: Duration = Duration::from_millis(10);
 /// How long nothing happens at most.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -51,6 +57,10 @@ pub struct Server {
     folder: Folder,
     hierarchy: Option<PathBuf>,
     ocf_root: PathBuf,
+    guard: Arc<Guard>,
+    /// Where its devices are to be reserved.
+    reservations: Option<Reservations>,
+    bus: Option<String>,
     orders: Arc<Orders>,
     /// Number of the order that was last taken.
     seen: u64,
@@ -93,6 +103,12 @@ impl Server {
             folder,
             hierarchy,
             ocf_root: setup.ocf_root.clone(),
+            guard: setup.guard.clone(),
+            reservations: setup
+                .reservations
+                .clone()
+                .filter(|_| resources.is_some_and(|r| r.fence == Fence::ScsiPr)),
+            bus: setup.bus.clone(),
             orders,
             seen: 0,
             state: State::Open,
@@ -108,6 +124,15 @@ impl Server {
     /// Were all of its resources found running?
     pub fn is_running(&self) -> bool {
         self.state == State::Running
+    }
+
+    /// Does certainly nothing of it run here?
+    pub fn is_gone(&self) -> bool {
+        let mounted = |wanted: &Resource| match wanted {
+            Resource::Filesystem(fs) => filesystem::is_mounted(fs),
+            Resource::Service(_) => false,
+        };
+        self.folder.records().is_empty() && !self.wanted.iter().any(mounted)
     }
 
     /// Is everything that is configured running, and nothing else, as far as can be told at once?
@@ -242,6 +267,7 @@ impl Server {
     /// Starts what is wanted from this place on, and doesn't run.
     fn start_from(&self, first: usize) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::Failed(format!("{}: {e}", self.folder.path().display()));
+        self.wait_for_the_guard()?;
         let identity = self.identify().map_err(failed)?;
         self.stop_strangers()?;
         for place in first..self.wanted.len() {
@@ -276,6 +302,7 @@ impl Server {
             Resource::Filesystem(fs) => {
                 let stuck = &mut record.clone();
                 self.write(&record)?;
+                self.reserve(fs, &only_stop(fs.start_limit))?;
                 filesystem::start(fs, &only_stop(fs.start_limit), |process| {
                     stuck.process = Some(process);
                     self.remember(stuck);
@@ -299,6 +326,37 @@ impl Server {
         }
     }
 
+    /// Nothing is started before it is certain that this node resets itself for it, where that is wanted.
+    fn wait_for_the_guard(&self) -> Result<(), Failure> {
+        let patience = Patience::new(&self.orders, self.seen, Some(Order::Stop), GUARDED);
+        loop {
+            match self.guard.start(&self.name) {
+                Ok(()) => return Ok(()),
+                Err(Some(why)) => return Err(Failure::Failed(why)),
+                Err(None) if patience.pause(GUARD_LOOK) => {}
+                Err(None) if patience.is_told() => return Err(Failure::Told),
+                Err(None) => return Err(Failure::Failed("the watchdog is not armed yet".to_owned())),
+            }
+        }
+    }
+
+    /// Before it is mounted, makes sure that nobody else can write to its device, where that is wanted.
+    fn reserve(&self, fs: &Filesystem, patience: &Patience<'_>) -> Result<(), Failure> {
+        let Some(reservations) = &self.reservations else { return Ok(()) };
+        if filesystem::is_mounted(fs) {
+            return Ok(());
+        }
+        reservations.acquire(&fs.device, patience).map_err(|why| why.map_or(Failure::Told, Failure::Failed))
+    }
+
+    /// After it is unmounted. What is left would be taken away by whoever mounts it next.
+    fn unreserve(&self, fs: &Filesystem, patience: &Patience<'_>) {
+        let Some(reservations) = &self.reservations else { return };
+        if let Err(Some(why)) = reservations.release(&fs.device, patience) {
+            tracing::warn!("{}: its reservation is left: {why}", self.name);
+        }
+    }
+
     fn write(&self, record: &Record) -> Result<(), Failure> {
         let failed = |e| Failure::Failed(format!("{}: {e}", self.folder.path().display()));
         self.folder.write(record).map_err(failed)
@@ -318,6 +376,7 @@ impl Server {
             identity,
             hierarchy: self.hierarchy.as_deref(),
             ocf_root: &self.ocf_root,
+            bus: self.bus.as_deref(),
         }
     }
 
@@ -328,6 +387,7 @@ impl Server {
     /// [`Failure`]: something of it still runs, or is mounted.
     pub fn stop_all(&self) -> Result<(), Failure> {
         self.stop_from(0)?;
+        self.guard.stopped(&self.name);
         let Some(identity) = self.folder.identity() else { return Ok(()) };
         let place = self.place(&identity);
         place.remove_groups();
@@ -371,7 +431,8 @@ impl Server {
     fn stop_one(&self, mut record: Record, identity: &Identity) -> Result<(), Failure> {
         let (name, began) = (record.resource.name(), Instant::now());
         let place = self.place(identity);
-        let only_leave = |limit| Patience::new(&self.orders, self.seen, Some(Order::Leave), limit);
+        let only_leave =
+            |limit| Patience::new(&self.orders, self.seen, Some(Order::Leave), limit).hurried(HURRIED);
         if record.started {
             record.started = false;
             self.remember(&record);
@@ -392,6 +453,7 @@ impl Server {
                         self.remember(stuck);
                     },
                 )?;
+                self.unreserve(fs, &only_leave(fs.stop_limit));
             }
             Resource::Service(service) => {
                 let stopped = place.stop(service, &record, &only_leave(service.stop_limit));

@@ -12,7 +12,7 @@ use super::command::{self, Command, Done, Fault, last_line, log_file};
 use super::folder::{Folder, Identity, Record, Resource};
 use super::orders::{Patience, Woken};
 use super::process::{self, Ended, Process};
-use super::{Failure, cgroup, ganesha, ocf, samba};
+use super::{Failure, cgroup, ganesha, ocf, samba, systemd};
 use crate::config::{Exec, Service, ServiceKind};
 
 /// A service in the foreground without a check is taken to work when it has lived for so long.
@@ -40,6 +40,8 @@ pub struct Place<'a> {
     pub hierarchy: Option<&'a Path>,
     /// Where OCF agents are: /usr/lib/ocf.
     pub ocf_root: &'a Path,
+    /// Where the bus is on which systemd is asked; `None`: that of the system.
+    pub bus: Option<&'a str>,
 }
 
 impl Place<'_> {
@@ -117,8 +119,12 @@ impl Place<'_> {
         patience: &Patience<'_>,
     ) -> Result<(), Failure> {
         if let ServiceKind::Ocf(agent) = &service.kind {
-            // Nothing of one that isn't there is left to be stopped.
-            ocf::program(self, agent)?;
+            // Nothing of one that isn't there, or not as it was meant, is left to be stopped.
+            ocf::may_start(self, agent, service, patience)?;
+        }
+        if let ServiceKind::Systemd(unit) = &service.kind {
+            // Nor is one that somebody else has started.
+            systemd::may_start(self, unit, patience)?;
         }
         record.group = self.make_group(&record.place.to_string());
         record.process = None;
@@ -136,6 +142,7 @@ impl Place<'_> {
             ServiceKind::Ocf(agent) => ocf::start(self, agent, service, record, patience),
             ServiceKind::NfsGanesha(config) => ganesha::start(self, config, service, record, patience),
             ServiceKind::Samba(config) => samba::start(self, config, service, record, patience),
+            ServiceKind::Systemd(unit) => systemd::start(self, unit, record, patience),
         }
     }
 
@@ -179,7 +186,7 @@ impl Place<'_> {
         patience: &Patience<'_>,
     ) -> Result<Done, Failure> {
         let variables = [&self.variables(), &[self.mark(record.place)][..], more].concat();
-        let command = Command { argv, variables: &variables, group: record.group.as_deref() };
+        let command = Command { argv, variables: &variables, group: record.group.as_deref(), input: &[] };
         command.run(patience).map_err(|fault| Failure::from(fault).of("start"))
     }
 
@@ -190,9 +197,19 @@ impl Place<'_> {
         more: &[(String, String)],
         patience: &Patience<'_>,
     ) -> Result<Done, Fault> {
+        self.output(argv, more, patience).map(|(done, _)| done)
+    }
+
+    /// The same, with all that it has written.
+    pub(super) fn output(
+        &self,
+        argv: &[String],
+        more: &[(String, String)],
+        patience: &Patience<'_>,
+    ) -> Result<(Done, String), Fault> {
         let variables = [&self.variables(), more].concat();
         let group = self.make_group("commands");
-        Command { argv, variables: &variables, group: group.as_deref() }.run(patience)
+        Command { argv, variables: &variables, group: group.as_deref(), input: &[] }.read(patience)
     }
 
     /// Starts the process that is the service, and waits until `check` says that it works. A check that takes too long has
@@ -209,7 +226,7 @@ impl Place<'_> {
         let path = self.log(record.place);
         let output = log_file(&path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         let variables = [&self.variables(), &[self.mark(record.place)][..]].concat();
-        let command = Command { argv, variables: &variables, group: record.group.as_deref() };
+        let command = Command { argv, variables: &variables, group: record.group.as_deref(), input: &[] };
         let process = output.try_clone().and_then(|log| command.start(log));
         let process = process.map_err(|e| Failure::from(Fault::Start(e)).of("start"))?;
         record.process = Some(process);
@@ -251,6 +268,7 @@ impl Place<'_> {
                 self.terminate(record, patience)
             }
             ServiceKind::Ocf(agent) => ocf::stop(self, agent, service, patience),
+            ServiceKind::Systemd(unit) => systemd::stop(self, unit, patience),
         };
         if matches!(stopped, Err(Failure::Told)) {
             return stopped;
@@ -300,6 +318,7 @@ impl Place<'_> {
             ServiceKind::Exec(_) => false,
             ServiceKind::NfsGanesha(_) | ServiceKind::Samba(_) => true,
             ServiceKind::Ocf(agent) => ocf::is_stopped(self, agent, service, &patience),
+            ServiceKind::Systemd(unit) => systemd::is_stopped(self, unit, &patience),
         }
     }
 
@@ -323,6 +342,9 @@ impl Place<'_> {
     /// # Errors
     /// [`Failure`]: it doesn't, or nobody knows.
     pub fn check(&self, service: &Service, record: &Record, patience: &Patience<'_>) -> Result<(), Failure> {
+        if let ServiceKind::Systemd(unit) = &service.kind {
+            return systemd::check(self, unit, record, patience);
+        }
         if let Some(process) = record.process {
             command::shorten(&self.log(record.place), LOG_BYTES);
             if !process.is_alive() {
@@ -337,6 +359,7 @@ impl Place<'_> {
             ServiceKind::Ocf(agent) => ocf::check(self, agent, service, patience),
             ServiceKind::NfsGanesha(config) => ganesha::check(self, config, patience),
             ServiceKind::Samba(_) => samba::check(self, patience),
+            ServiceKind::Systemd(unit) => systemd::check(self, unit, record, patience),
         }
     }
 
@@ -352,7 +375,7 @@ pub fn is_running(service: &Service, record: &Record) -> bool {
     let in_foreground = match &service.kind {
         ServiceKind::Exec(exec) => exec.stop.is_none(),
         ServiceKind::NfsGanesha(_) | ServiceKind::Samba(_) => true,
-        ServiceKind::Ocf(_) => false,
+        ServiceKind::Ocf(_) | ServiceKind::Systemd(_) => false,
     };
     let alive = record.process.is_some_and(|process| process.is_alive());
     record.started && (alive || !in_foreground)

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 use super::sysctl::{self, SysctlError};
 use crate::config::AgentConfig;
 use crate::control::{self, LockError};
 use crate::fast::netlink::{self, Requests};
 use crate::fast::steering;
+use crate::fence::{Guard, watchdog};
 use crate::io::kernel::{self, KernelError};
 use crate::store::{FileStore, StoreError};
 
@@ -32,6 +34,9 @@ pub enum CleanError {
     /// What runs can't be found.
     #[error("file systems and services: {0}")]
     Folder(#[source] io::Error),
+    /// The watchdog would reset the node.
+    #[error("the watchdog is armed, and can't be disarmed: {0}; this node will be reset")]
+    Watchdog(#[source] io::Error),
     /// A setting could not be restored.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -77,11 +82,15 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
         return Err(CleanError::Netlink(error));
     }
     // Nobody is served any more.
-    let failed =
-        crate::resources::clean(&super::resources::setup("", Vec::new())).map_err(CleanError::Folder)?;
+    let guard = Arc::new(Guard::new([], &BTreeSet::new()));
+    let setup = super::resources::setup("", Vec::new(), guard, None);
+    let failed = crate::resources::clean(&setup).map_err(CleanError::Folder)?;
     if !failed.is_empty() {
         return Err(CleanError::Resources(failed.join("; ")));
     }
+    // Nothing needs it any more.
+    let device = watchdog::kernel_device(agent.watchdog.clone());
+    watchdog::disarm(&device, &super::fences::note()).map_err(CleanError::Watchdog)?;
     kernel::remove_all(&agent.paths.bpffs)?;
     if agent.store.path.exists() {
         let mut store = FileStore::open(&agent.store.path)?;

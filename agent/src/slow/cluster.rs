@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{RunError, probe_key};
-use crate::config::{ClusterConfig, Definitions, EtcdConfig, Resources};
+use crate::config::{ClusterConfig, Definitions, EtcdConfig, Fencing, Resources, StorageUnit};
 use crate::fast::{Membership, StoreLink};
 use crate::io::kernel::{Kernel, node_number};
 use crate::store::etcd::{self, Etcd, EtcdError, Known};
@@ -35,6 +35,10 @@ pub(super) struct Joined {
     pub config: Config,
     /// File systems and services of the virtual servers that have any.
     pub resources: Vec<Resources>,
+    /// How nodes are fenced.
+    pub fencing: Fencing,
+    /// What nodes must reach.
+    pub units: Vec<StorageUnit>,
     pub incarnation: u64,
     pub key: SipKey,
     /// `None`: it is alone.
@@ -130,9 +134,11 @@ pub(super) fn join(
     // What the store told meanwhile is read again by the thread that serves it, on connections of its own.
     let (etcd, idle) = (Etcd::new(etcd_config)?, Etcd::new(etcd_config)?);
     let connections = Etcd::new(etcd_config)?;
-    Ok(joined.map(|(config, resources, incarnation, known, start, membership)| Joined {
+    Ok(joined.map(|((config, definitions), incarnation, known, start, membership)| Joined {
         config,
-        resources,
+        resources: definitions.resources,
+        fencing: definitions.fencing,
+        units: definitions.units,
         incarnation,
         key,
         cluster: Some(Joining { etcd, idle, connections, known, start, membership }),
@@ -145,7 +151,7 @@ async fn prepare(
     cluster: &ClusterConfig,
     state: &Path,
     kernel: &mut Kernel,
-) -> Result<(Config, Vec<Resources>, u64, Known, ClusterStart, Membership), RunError> {
+) -> Result<((Config, Definitions), u64, Known, ClusterStart, Membership), RunError> {
     let lease = kernel.lease()?;
     let lost_memory = lease.incarnation == 0 || lease.members == 0;
     let defined = defined(etcd, &state.join(CACHE), !lost_memory).await;
@@ -161,6 +167,9 @@ async fn prepare(
         true => lease.incarnation,
         false => persist(|| etcd.next_incarnation(&own.node, lease.incarnation)).await,
     };
+    if lost_memory {
+        persist(|| etcd.withdraw_promise(&own.node)).await;
+    }
     let mut table = kernel.peer_table()?;
     for member in members.judged().filter(|m| m.slot != slot) {
         // Without memory nothing is granted to what may have been refused before (R4).
@@ -180,8 +189,7 @@ async fn prepare(
         verdicts,
     };
     let known = Known { generation, members: members.version };
-    let resources = definitions.resources;
-    Ok((config, resources, incarnation, known, start, Membership { table, members, slot }))
+    Ok(((config, definitions), incarnation, known, start, Membership { table, members, slot }))
 }
 
 /// What the store defines. Where it can't be reached and `cached` is permitted, what it last defined.

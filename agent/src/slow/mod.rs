@@ -6,6 +6,7 @@ pub mod clean;
 mod cluster;
 mod devices;
 mod disk;
+mod fences;
 mod host;
 mod planner;
 mod ports;
@@ -29,7 +30,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::config::{DefinitionsError, Loaded, Resources, StoreKind};
+use crate::config::{DefinitionsError, Fencing, Loaded, Resources, StoreKind};
 use crate::connections;
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
@@ -51,6 +52,8 @@ const PLANS: usize = 4;
 const RESOURCES: usize = 256;
 /// Virtual servers whose connections are to be reset; a full channel does without, and core is told.
 const RESETS: usize = 4096;
+/// Nodes that are to be fenced; a full channel fails that, and core asks again.
+const FENCES: usize = 256;
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
 
@@ -147,7 +150,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace).map_err(RunError::Start)?;
     let mut store = FileStore::open(&agent.store.path)?;
     let mut kernel = Kernel::open(&agent.paths.bpffs)?;
-    let Joined { config, resources, incarnation, key, cluster } = match (&agent.store.kind, &agent.cluster) {
+    let joined = match (&agent.store.kind, &agent.cluster) {
         (StoreKind::Etcd(etcd), Some(own)) => match cluster::join(config, etcd, own, state, &mut kernel)? {
             Some(joined) => joined,
             None => return Ok(Ended::Stop),
@@ -155,11 +158,14 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         _ => Joined {
             config: config.clone(),
             resources: agent.resources.clone(),
+            fencing: Fencing::default(),
+            units: agent.units.clone(),
             incarnation: store.next_incarnation(&boot_id()?)?,
             key: probe_key::load(state)?,
             cluster: None,
         },
     };
+    let Joined { config, resources, fencing, units, incarnation, key, cluster } = joined;
     let ports = config.ports.iter().map(|p| &p.interface);
     let kept: BTreeSet<String> =
         ports.flat_map(|port| sysctl::below(port).into_iter().chain([port.clone()])).collect();
@@ -184,7 +190,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let messages = kernel.logger()?;
     let changed = Arc::new(Notify::new());
     let turn = cluster.as_ref().map(cluster::Joining::turn);
-    let sharing = cluster.as_ref().filter(|_| !tracked.is_empty()).map(cluster::Joining::sharing);
+    let sharing = cluster.as_ref().map(cluster::Joining::sharing);
     let (start, membership, store_link, store_thread) = match cluster {
         Some(cluster) => {
             let (link, thread) =
@@ -217,8 +223,14 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let disk =
         disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
     let planner = planner::spawn(plans_rx, inputs.clone()).map_err(RunError::Start)?;
-    let setup = resources::setup(&config.node, resources);
-    let (resources, running) =
+    let etcd = match &agent.store.kind {
+        StoreKind::Etcd(etcd) => Some(etcd.clone()),
+        StoreKind::File => None,
+    };
+    let protection = fences::Protection::new(&config.node, etcd, resources.clone(), fencing);
+    let setup =
+        resources::setup(&config.node, resources, protection.guard.clone(), protection.reservations());
+    let (resources, running, hurry) =
         resources::spawn(&setup, requests_rx, inputs.clone()).map_err(RunError::Start)?;
     let (resets, sharing) = match sharing {
         Some((etcd, generation)) => {
@@ -238,6 +250,13 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         }
         None => (None, None),
     };
+    let (fences, fences_rx) = mpsc::channel(FENCES);
+    let guard = protection.guard.clone();
+    let protection = protection
+        .start(agent.watchdog.clone(), kernel.lease_reader()?, fences_rx, inputs.clone())
+        .map_err(RunError::Start)?;
+    let probers = fences::watch_units(&units, &setup.resources, hurry, publisher.clone(), inputs.clone())
+        .map_err(RunError::Start)?;
     let links = Links {
         inputs: inputs_rx,
         slow: records,
@@ -246,6 +265,8 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         plans,
         resources: requests,
         resets,
+        fences,
+        guard,
         store: store_link,
         stop: stop_rx,
     };
@@ -291,9 +312,11 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     drop(runtime); // ends the sampler, the last to hold a way to the disk thread
     // Whoever waits for a child that is being killed takes a moment, in which this node must not be given up.
     let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace);
+    drop(probers);
     if resources.join().is_err() {
         tracing::error!("the thread of file systems and services has panicked");
     }
+    drop(protection);
     drop(promises);
     if sharing.is_some_and(|thread| thread.join().is_err()) {
         tracing::error!("the thread of connections has panicked; no client was told of a takeover since");

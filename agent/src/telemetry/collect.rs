@@ -9,7 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 
-use super::{DeviceCounters, Published, VipCounters};
+use super::{DeviceCounters, Published, UnitStats, VipCounters};
 
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -195,14 +195,15 @@ impl Collected {
         let mut family =
             encoder.encode_descriptor("baton_path_rtt_seconds", help, None, MetricType::Histogram)?;
         for path in self.published.paths.borrow().iter() {
-            let limit = |k: usize| if k + 1 < RTT_BUCKETS { (1u64 << k) as f64 / 1e6 } else { f64::INFINITY };
-            let buckets: Vec<(f64, u64)> = path.rtt.iter().enumerate().map(|(k, n)| (limit(k), *n)).collect();
             let labels =
                 [("segment", path.segment.as_str()), ("from", path.from.as_str()), ("to", path.to.as_str())];
             let (sum, count) = (path.rtt_sum_ns as f64 / 1e9, path.rtt.iter().sum());
-            family
-                .encode_family(&labels)?
-                .encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, None)?;
+            family.encode_family(&labels)?.encode_histogram::<[(&str, &str); 0]>(
+                sum,
+                count,
+                &buckets(&path.rtt),
+                None,
+            )?;
         }
         Ok(())
     }
@@ -274,6 +275,42 @@ impl Collected {
         Ok(())
     }
 
+    fn units(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let units = self.published.units.borrow().clone();
+        let labels = |u: &UnitStats| [("storage_unit", u.unit.clone()), ("device", u.device.clone())];
+        let help = "1 while this node reaches the storage unit";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_reachable", help, None, MetricType::Gauge)?;
+        for (unit, state) in units.iter().filter_map(|u| Some((u, u.state.as_ref()?))) {
+            gauge(&mut family, &labels(unit), f64::from(u8::from(state.is_good())))?;
+        }
+        let help = "Reads of the storage unit that have succeeded";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_probe_seconds", help, None, MetricType::Histogram)?;
+        for unit in units.iter() {
+            let (sum, count) = (unit.took_sum_ns as f64 / 1e9, unit.took.iter().sum());
+            family.encode_family(&labels(unit))?.encode_histogram::<[(&str, &str); 0]>(
+                sum,
+                count,
+                &buckets(&unit.took),
+                None,
+            )?;
+        }
+        let help = "Reads of the storage unit that have failed";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_probe_errors", help, None, MetricType::Counter)?;
+        for unit in units.iter() {
+            counter(&mut family, &labels(unit), unit.errors)?;
+        }
+        let help = "How often the storage unit hung";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_probe_hangs", help, None, MetricType::Counter)?;
+        for unit in units.iter() {
+            counter(&mut family, &labels(unit), unit.hangs)?;
+        }
+        Ok(())
+    }
+
     fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seen = *self.published.diagnostics.borrow();
         let mut family = encoder.encode_descriptor(
@@ -330,8 +367,15 @@ impl Collector for Collected {
         self.host(&mut encoder)?;
         self.storage(&mut encoder)?;
         self.connections(&mut encoder)?;
+        self.units(&mut encoder)?;
         self.diagnostics(&mut encoder)
     }
+}
+
+/// Upper bounds in seconds, and what is in each.
+fn buckets(counts: &[u64; RTT_BUCKETS]) -> Vec<(f64, u64)> {
+    let limit = |k: usize| if k + 1 < RTT_BUCKETS { (1u64 << k) as f64 / 1e6 } else { f64::INFINITY };
+    counts.iter().enumerate().map(|(k, n)| (limit(k), *n)).collect()
 }
 
 fn counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {

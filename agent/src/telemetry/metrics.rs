@@ -146,6 +146,10 @@ impl Metrics {
             | EventKind::ResourcesStarted { .. }
             | EventKind::ResourcesStopped { .. }
             | EventKind::ResourcesFailed { .. }
+            | EventKind::Fenced { .. }
+            | EventKind::FenceFailed { .. }
+            | EventKind::Storage { .. }
+            | EventKind::StorageLostEverywhere { .. }
             | EventKind::Rerouting { .. }
             | EventKind::RerouteOver { .. }
             | EventKind::Routing { .. }

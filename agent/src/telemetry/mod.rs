@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use baton_common::{Counters, Diagnostics, RTT_BUCKETS};
 use baton_core::plan::Planning;
-use baton_core::{HostSample, Snapshot, Time};
+use baton_core::{HostSample, Snapshot, StorageState, Time};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
@@ -92,6 +92,49 @@ pub struct KeptConnections {
     pub beyond: usize,
 }
 
+/// What was measured of a storage unit, since the agent runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitStats {
+    /// Its name.
+    pub unit: String,
+    /// What is read.
+    pub device: String,
+    /// How it is; `None`: not known yet.
+    pub state: Option<StorageState>,
+    /// The cache may have answered.
+    pub cached: bool,
+    /// Reads that have failed.
+    pub errors: u64,
+    /// How often it hung.
+    pub hangs: u64,
+    /// How many reads took how long: as in [`PathStats::rtt`].
+    pub took: [u64; RTT_BUCKETS],
+    /// Their sum, nanoseconds.
+    pub took_sum_ns: u64,
+}
+
+impl UnitStats {
+    /// Of one that has not been read yet.
+    pub fn new(unit: &str, device: &str) -> UnitStats {
+        let (unit, device) = (unit.to_owned(), device.to_owned());
+        let took = [0; RTT_BUCKETS];
+        UnitStats { unit, device, state: None, cached: false, errors: 0, hangs: 0, took, took_sum_ns: 0 }
+    }
+
+    /// Counts a read.
+    pub fn read(&mut self, took: Duration) {
+        let is_in = |k: &usize| k + 1 == RTT_BUCKETS || took <= Duration::from_micros(1 << k);
+        let bucket = (0..RTT_BUCKETS).find(is_in).unwrap_or(RTT_BUCKETS - 1);
+        self.took[bucket] += 1;
+        self.took_sum_ns += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / 1024);
+    }
+
+    /// Does it hang, as far as is known?
+    pub fn is_hung(&self) -> bool {
+        self.state == Some(StorageState::Hung)
+    }
+}
+
 /// The reading side: cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -111,6 +154,8 @@ pub struct Published {
     pub devices: watch::Receiver<Arc<Vec<DeviceCounters>>>,
     /// TCP connections of the virtual servers that this node serves.
     pub connections: watch::Receiver<Arc<Vec<KeptConnections>>>,
+    /// What was measured of the storage units.
+    pub units: watch::Receiver<Arc<Vec<UnitStats>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -135,6 +180,8 @@ pub struct Publisher {
     pub devices: watch::Sender<Arc<Vec<DeviceCounters>>>,
     /// TCP connections, whenever they were read.
     pub connections: watch::Sender<Arc<Vec<KeptConnections>>>,
+    /// What was measured of the storage units, after every read.
+    pub units: watch::Sender<Arc<Vec<UnitStats>>>,
     shared: Arc<Shared>,
 }
 
@@ -157,6 +204,7 @@ pub fn channel() -> (Publisher, Published) {
     let (host, host_rx) = watch::channel(None);
     let (devices, devices_rx) = watch::channel(Arc::default());
     let (connections, connections_rx) = watch::channel(Arc::default());
+    let (units, units_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
     let publisher = Publisher {
         snapshot,
@@ -167,6 +215,7 @@ pub fn channel() -> (Publisher, Published) {
         host,
         devices,
         connections,
+        units,
         shared: shared.clone(),
     };
     let published = Published {
@@ -178,6 +227,7 @@ pub fn channel() -> (Publisher, Published) {
         host: host_rx,
         devices: devices_rx,
         connections: connections_rx,
+        units: units_rx,
         events,
         shared,
     };

@@ -35,6 +35,7 @@ fn sample() -> Snapshot {
             priority: 100,
             rate: 10,
             addresses: Vec::new(),
+            why: None,
         }],
         segments: vec![SegmentView { name: "office".into(), finding: Finding::PathsSilent }],
         paths: vec![PathView {
@@ -105,6 +106,13 @@ fn published() -> (Publisher, Published) {
             waited: Duration::from_millis(2250),
         },
     }]));
+    let mut unit = UnitStats::new("array-1", "/dev/disk/by-id/a");
+    unit.read(Duration::from_micros(3));
+    unit.read(Duration::from_micros(4));
+    unit.read(Duration::from_secs(100));
+    (unit.state, unit.errors, unit.hangs) = (Some(StorageState::Hung), 2, 1);
+    let unread = UnitStats::new("array-2", "/dev/disk/by-id/b");
+    publisher.units.send_replace(Arc::new(vec![unit, unread]));
     publisher.dropped_input();
     publisher.dropped_report();
     (publisher, published)
@@ -162,6 +170,12 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_storage_requests_total{virtual_server="projects",device="/dev/disk/by-id/a"} 3"#,
         r#"baton_storage_busy_seconds_total{virtual_server="projects",device="/dev/disk/by-id/a"} 1.5"#,
         r#"baton_storage_wait_seconds_total{virtual_server="projects",device="/dev/disk/by-id/a"} 2.25"#,
+        r#"baton_storage_reachable{storage_unit="array-1",device="/dev/disk/by-id/a"} 0.0"#,
+        r#"baton_storage_probe_seconds_count{storage_unit="array-1",device="/dev/disk/by-id/a"} 3"#,
+        r#"baton_storage_probe_seconds_bucket{le="0.000002",storage_unit="array-1",device="/dev/disk/by-id/a"} 0"#,
+        r#"baton_storage_probe_seconds_bucket{le="0.000004",storage_unit="array-1",device="/dev/disk/by-id/a"} 2"#,
+        r#"baton_storage_probe_errors_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 2"#,
+        r#"baton_storage_probe_hangs_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 1"#,
         "baton_lease_remaining_seconds 0.048",
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",
@@ -173,6 +187,7 @@ fn every_metric_has_its_name_labels_and_value() {
         assert!(text.lines().any(|l| l == line), "no {line} in:\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
+    assert!(!text.contains(r#"baton_storage_reachable{storage_unit="array-2""#), "not known yet");
     // A name is described once; otherwise Prometheus refuses the whole page.
     let mut described: Vec<&str> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
     let all = described.len();

@@ -1,5 +1,6 @@
 //! Two nodes and a witness with Baton.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use baton_lab::host::wait_until;
 use baton_lab::{Lab, clock};
 
 use super::{Cause, PATIENCE, RESTART, System, other};
+use crate::node_failover::baton::events_since;
 
 /// The cluster.
 pub struct Baton(FileCluster);
@@ -15,7 +17,8 @@ pub struct Baton(FileCluster);
 impl Baton {
     /// Starts it.
     pub fn start() -> Result<Baton> {
-        let cluster = FileCluster::start("file-client", files::spec(""))?;
+        // The server is killed again and again here, which is no reason to give it away.
+        let cluster = FileCluster::start("file-client", files::spec("restarts = 1000"))?;
         // Nobody is called dead in the first two seconds of a member list.
         std::thread::sleep(Duration::from_secs(2));
         Ok(Baton(cluster))
@@ -85,6 +88,15 @@ impl System for Baton {
             Cause::Drain => _ = files.cluster.done(other(node), &["resume", node])?,
         }
         Ok(())
+    }
+
+    fn story(&self, at: Duration) -> String {
+        let mut text = String::new();
+        for (time, node, event) in events_since(&self.0.cluster, at).unwrap_or_default() {
+            // Writing to a String can't fail.
+            let _ = write!(text, "\n  {:9.3} ms {node}: {event}", (time - at).as_secs_f64() * 1e3);
+        }
+        text
     }
 
     fn complaint(&self) -> String {

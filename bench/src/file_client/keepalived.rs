@@ -25,15 +25,18 @@ pub struct Keepalived {
     valves: BTreeMap<String, Vec<Valve>>,
 }
 
-/// What keepalived runs with `master` or something else. The server is killed before it is unmounted: it has nothing that is not
-/// synced when a client was told so.
+/// What keepalived runs at every change of its state. It runs them without waiting for one another, so they go by whether the address is
+/// there, not by what they are called with. The server is killed before it is unmounted: it has nothing that is not synced when a
+/// client was told so.
 fn script() -> String {
     format!(
-        "#!/bin/sh\nexec >>/run/lab/notify.log 2>&1\nset -x\nexec 9>/run/lab/lock; flock 9\ncase \"$1\" in\nmaster)\n  mkdir -p {MOUNT}\n  \
-         mountpoint -q {MOUNT} || mount -t ext4 /run/lab/lun {MOUNT} || exit 1\n  \
-         setsid ganesha.nfsd -F -f {GANESHA} -p /run/lab/ganesha.pid -L /run/lab/ganesha.log 9>&- &\n  ;;\n*)\n  \
+        "#!/bin/sh\nexec >>/run/lab/notify.log 2>&1\nset -x\nexec 9>/run/lab/lock; flock 9\n\
+         if [ \"$1\" != stop ] && ip -4 address show dev {PORT} | grep -q ' {ADDRESS}/'; then\n  mkdir -p {MOUNT}\n  \
+         mountpoint -q {MOUNT} || mount -t ext4 -o dirsync /run/lab/lun {MOUNT} || exit 1\n  \
+         test -e /run/lab/ganesha.pid && kill -0 $(cat /run/lab/ganesha.pid) && exit 0\n  rm -f /run/lab/ganesha.pid\n  \
+         setsid ganesha.nfsd -F -f {GANESHA} -p /run/lab/ganesha.pid -L /run/lab/ganesha.log 9>&- &\nelse\n  \
          test -e /run/lab/ganesha.pid && kill -9 $(cat /run/lab/ganesha.pid) && sleep 0.05\n  rm -f /run/lab/ganesha.pid\n  \
-         while mountpoint -q {MOUNT}; do umount {MOUNT} || sleep 0.05; done\n  ;;\nesac\nexit 0\n"
+         while mountpoint -q {MOUNT}; do umount {MOUNT} || sleep 0.05; done\nfi\nexit 0\n"
     )
 }
 

@@ -13,6 +13,8 @@ use super::*;
 
 /// Bytes of a read or write.
 const CHUNK: usize = 64 << 10;
+/// All that the client is patient for: its own retransmissions may take long.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Clients that read and write, and the judges.
 struct Watched {
@@ -34,13 +36,13 @@ impl Watched {
         files.move_to("n1")?;
         let (read, written) = (contents("read", 1), contents("written", 2));
         files.client()?.enter(|| -> Result<()> {
-            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, LONG)?;
+            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, PATIENCE)?;
             Ok(read.write(&mut client, 0)?)
         })??;
-        let reader = Transfer::start(files.client()?, &read, Work::Read { chunk: CHUNK }, LONG)?;
-        let writer = Transfer::start(files.client()?, &written, Work::Write { chunk: CHUNK }, LONG)?;
-        reader.wait(50, Duration::ZERO, LONG)?;
-        writer.wait(50, Duration::ZERO, LONG)?;
+        let reader = Transfer::start(files.client()?, &read, Work::Read { chunk: CHUNK }, PATIENCE)?;
+        let writer = Transfer::start(files.client()?, &written, Work::Write { chunk: CHUNK }, PATIENCE)?;
+        reader.wait(50, Duration::ZERO, PATIENCE)?;
+        writer.wait(50, Duration::ZERO, PATIENCE)?;
         let (judge, mounts) = (files.cluster.judge()?, files.disks.lun.watch()?);
         // Nobody is called dead in the first two seconds of a member list.
         std::thread::sleep(Duration::from_secs(2));
@@ -50,7 +52,7 @@ impl Watched {
     /// Both clients go on after `at`; prints how long they waited, and what the nodes did meanwhile.
     fn goes_on(&self, what: &str, at: Duration) -> Result<()> {
         for (name, transfer) in [("reader", &self.reader), ("writer", &self.writer)] {
-            transfer.wait(20, at, LONG).map_err(|e| {
+            transfer.wait(20, at, PATIENCE).map_err(|e| {
                 anyhow::anyhow!("{what}: {name}: {e}{}{}", self.story(at), self.connections())
             })?;
         }
@@ -111,7 +113,7 @@ impl Watched {
             ensure!(!log.answered.is_empty(), "{name}: nothing was answered");
         }
         let wrong = files.client()?.enter(|| -> Result<Vec<String>> {
-            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, LONG)?;
+            let mut client = NfsClient::mount(files::ADDRESS, MOUNT, PATIENCE)?;
             Ok(check_stable(&mut client, &written, CHUNK, &wrote)?)
         })??;
         ensure!(wrong.is_empty(), "not there: {wrong:?}");
@@ -181,4 +183,45 @@ fn files_are_served_on_when_the_agent_is_killed_and_started_again() -> Result<()
     ensure!(watched.files.wait_well()? == "n1", "it has moved");
     ensure!(watched.files.service("n1")? == before, "the server was started again");
     watched.finish()
+}
+
+/// A file is there when its client was told that it was made, and gone when it was told that it was removed: version 3 of NFS
+/// has no COMMIT for that (RFC 1813, 4.8).
+#[test]
+fn files_that_were_made_and_removed_are_so_after_a_power_loss() -> Result<()> {
+    let mut files = FileCluster::start("files-made", files::spec(""))?;
+    // Nobody is called dead in the first two seconds of a member list.
+    std::thread::sleep(Duration::from_secs(2));
+    let client = files.client()?.clone();
+    let (made, removed): (Vec<String>, Vec<String>) =
+        (0..5).map(|n| (format!("/made-{n}"), format!("/removed-{n}"))).unzip();
+    let made_until = client.enter(|| -> Result<Duration> {
+        let mut client = NfsClient::mount(files::ADDRESS, MOUNT, PATIENCE)?;
+        for name in &removed {
+            let file = client.create(name)?;
+            client.write(&file, 0, b"contents")?;
+            client.sync(&file)?;
+            client.close(file)?;
+        }
+        for (name, other) in made.iter().zip(&removed) {
+            let file = client.create(name)?;
+            client.close(file)?;
+            client.remove(other)?;
+        }
+        Ok(clock::now())
+    })??;
+    let owner = files.owner()?;
+    let at = files.power_off(&owner)?;
+    println!("power lost {:.1?} after the last answer", at - made_until);
+    files.cluster.wait_held(files::ADDRESS, |node| node != owner)?;
+    client.enter(|| -> Result<()> {
+        let mut client = NfsClient::mount(files::ADDRESS, MOUNT, PATIENCE)?;
+        for name in &made {
+            ensure!(client.size(name).is_ok(), "{name} is not there");
+        }
+        for name in &removed {
+            ensure!(client.size(name).is_err(), "{name} is there again");
+        }
+        Ok(())
+    })?
 }

@@ -8,6 +8,7 @@ mod death;
 mod failback;
 mod files;
 mod files_campaign;
+mod fences;
 mod heal;
 mod membership;
 mod midway;

@@ -321,7 +321,9 @@ fn clients_of_a_dead_node_learn_at_once_that_their_connections_are_gone() -> Res
     ensure!(again6.wait(A_WHILE)?.is_none() && again6.talk()?);
     let new_owner = cluster.wait_held(ip(ADDRESS), |node| node != "n1")?;
     let agent = cluster.agent(&new_owner)?;
-    agent.wait_event("connections_reset", LONG, |e| e["server"] == "projects" && e["kind"] == "takeover")?;
+    let told = |e: &serde_json::Value| e["server"] == "projects" && e["kind"] == "takeover";
+    let event = agent.wait_event("connections_reset", LONG, told)?;
+    println!("{} connections reset {} s after the cause", event["connections"], event["after"]);
     let reset = agent.metric("baton_connections_reset_total", &LABELS)?;
     ensure!(reset.is_some_and(|reset| reset >= 4.0), "{reset:?}");
     wait_until("the new connections to be counted", LONG, || {
@@ -343,6 +345,23 @@ fn a_move_resets_connections_too() -> Result<()> {
         clients = Clients::start(&cluster)?;
         clients.wait_shared(&cluster)?;
     }
+    Ok(())
+}
+
+/// What is shared goes with the services.
+#[test]
+fn what_is_known_of_connections_goes_with_what_they_are_to() -> Result<()> {
+    let (mut cluster, _services) = start("resets-gone", SERVICE)?;
+    let clients = Clients::start(&cluster)?;
+    clients.wait_shared(&cluster)?;
+    cluster.spec().servers = spec("").servers;
+    cluster.apply()?;
+    let gone = || {
+        let all = cluster.etcd.ctl(&["get", "--prefix", "--keys-only", "/baton/lab/connections/"]);
+        all.is_ok_and(|o| o.status.success() && o.stdout.trim_ascii().is_empty())
+    };
+    wait_until("the store to be tidy", LONG, gone).with_context(|| cluster.logs())?;
+    cluster.wait_held(ip(ADDRESS), |_| true)?;
     Ok(())
 }
 

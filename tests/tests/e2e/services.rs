@@ -108,6 +108,36 @@ fn an_nfs_server_is_started_survives_its_agent_and_goes_with_clean() -> Result<(
     Ok(())
 }
 
+/// A node that is alone only tells how its storage units are: there is nobody who could have what is on them.
+#[test]
+fn a_storage_unit_that_is_gone_is_told_and_nothing_is_given_up() -> Result<()> {
+    let lab = lab("unit", 1, Cable::EventsAtOnce)?;
+    let disk = disk()?;
+    let folder = tempfile::tempdir()?;
+    let link = folder.path().join("by-id");
+    std::os::unix::fs::symlink(disk.path(), &link)?;
+    let device = link.display().to_string();
+    let unit =
+        format!("storage_unit = \"array-1\"\n[[storage_unit]]\nname = \"array-1\"\ndevice = {device:?}\n");
+    let mut agent = Agent::start_text(lab.host("fs1")?, &text(&disk, &unit))?;
+    agent.wait_served(client(&lab)?, ip(ADDRESS), LONG)?;
+    let reached = || {
+        let labels = [("storage_unit", "array-1"), ("device", device.as_str())];
+        agent.metric("baton_storage_reachable", &labels).ok().flatten()
+    };
+    wait_until("a good unit", LONG, || reached() == Some(1.0))?;
+    fs::remove_file(&link)?;
+    wait_until("a missing unit", LONG, || reached() == Some(0.0))?;
+    ensure!(is_mounted(&lab)?);
+    agent.wait_served(client(&lab)?, ip(ADDRESS), LONG)?;
+    std::os::unix::fs::symlink(disk.path(), &link)?;
+    wait_until("a good unit", LONG, || reached() == Some(1.0))?;
+    agent.terminate(LONG)?;
+    agent.clean()?;
+    ensure!(!is_mounted(&lab)?);
+    Ok(())
+}
+
 /// Nobody answers for an address whose services don't work yet, and a service that is no longer configured is stopped.
 #[test]
 fn an_address_is_silent_until_its_services_work() -> Result<()> {

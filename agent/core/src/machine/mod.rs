@@ -18,7 +18,7 @@
 //!
 //! `ports` keeps port states, `paths` watches for silence and loss, `bind` moves addresses, `announce` repeats
 //! announcements, `load` measures what virtual servers cost, `resources` has file systems and services started before
-//! anything is served, `view` builds the snapshot.
+//! anything is served, `storage` knows which storage units are reached, `view` builds the snapshot.
 
 mod announce;
 mod bind;
@@ -28,6 +28,7 @@ mod paths;
 mod ports;
 mod resources;
 mod start;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -86,6 +87,8 @@ pub struct Machine {
     repair_at: Option<Time>,
     /// Failures that were told not long ago: the effect, its error, when.
     told: BTreeMap<String, (String, Time)>,
+    /// Storage units, as far as told.
+    units: BTreeMap<String, storage::Unit>,
     /// How this node is used.
     host: load::Host,
     failovers: u64,
@@ -167,6 +170,10 @@ impl Machine {
             Input::Minute(minute) => self.minute_of_day(minute),
             Input::MarkCleared(server) => self.mark_cleared(&server),
             Input::Resources { server, state } => self.resources_told(&server, state),
+            Input::Fenced { server, node, incarnation, failed } => {
+                self.fence_answered(server, node, incarnation, failed);
+            }
+            Input::Storage { unit, state } => self.storage_told(unit, state),
             Input::Failed(effect, error) => self.failed(*effect, error),
             Input::Wake => {}
         }
@@ -440,6 +447,7 @@ impl Machine {
             Effect::Plan(..) => "plan for balance".to_owned(),
             other => format!("{other:?}"),
         };
+        let reason = error.clone();
         self.tell_failure(what, error);
         match effect {
             Effect::Attach(ifindex, _) => self.attach_failed(ifindex),
@@ -464,6 +472,9 @@ impl Machine {
             }
             Effect::StartResources(server) => self.resources_unsent(&server, resources::Phase::Starting),
             Effect::StopResources(server) => self.resources_unsent(&server, resources::Phase::Stopping),
+            Effect::Fence { server, node, incarnation } => {
+                self.fence_answered(server, node, incarnation, Some(reason));
+            }
             // A burst of many may overrun what the port can take.
             Effect::Announce(_, address) => self.repeats.soon(self.now + ANNOUNCE_AGAIN, address),
             Effect::Permit { address, .. } => {
@@ -481,6 +492,7 @@ impl Machine {
             | Effect::Store(_)
             | Effect::Plan(..)
             | Effect::ResetConnections(_)
+            | Effect::Entitle { .. }
             | Effect::Event(_) => {}
         }
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);

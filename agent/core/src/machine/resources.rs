@@ -46,6 +46,8 @@ pub(super) struct Resources {
     unsent: bool,
     /// Since when this node has had no lease.
     pub(super) unleased: Option<Time>,
+    /// Under which incarnation they may be mounted, as last told.
+    pub(super) entitled: Option<u64>,
 }
 
 /// How they are.
@@ -78,6 +80,7 @@ impl Resources {
             fresh: false,
             unsent: false,
             unleased: None,
+            entitled: None,
         }
     }
 

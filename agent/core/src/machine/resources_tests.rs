@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::config::{Config, PortConfig, Segment, VirtualServer};
-use crate::{Attachment, Event, Found, IfIndex, Input, Link, Owner, Start};
+use crate::{Attachment, Event, Found, IfIndex, Input, Link, Owner, Start, StorageState, StorageView};
 
 const PORT: IfIndex = IfIndex(1);
 const S: Time = Time(1_000_000_000);
@@ -153,4 +153,39 @@ fn a_lone_node_whose_agent_restarts_goes_on_where_it_was() {
         let begin = Effect::StartResources("vs".to_owned());
         assert_eq!(effects, if running { Vec::new() } else { vec![begin] });
     }
+}
+
+#[test]
+fn a_lone_node_tells_of_its_storage_and_does_nothing_about_it() {
+    let mut start = start();
+    for server in &mut start.config.servers {
+        (server.fenced, server.storage_units) = (true, vec!["array".into()]);
+    }
+    let names = BTreeSet::from(["vs".to_owned()]);
+    (start.marked, start.running) = (names.clone(), names);
+    let mut m = Machine::new();
+    let effects = m.handle(S, Input::Start(Box::new(start)));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Entitle { .. })), "nobody else could have it");
+    m.handle(S, Input::Attached(PORT, Attachment::Native));
+    m.handle(S, owned());
+    let storage = |state| Input::Storage { unit: "array".into(), state };
+    let said = |state: &str, what: Option<&str>| {
+        let (state, what) = (state.to_owned(), what.map(str::to_owned));
+        event(S, EventKind::Storage { unit: "array".into(), state, what })
+    };
+    assert_eq!(m.handle(S, storage(StorageState::Good)), [], "nobody has doubted it");
+    let errors = StorageState::Errors("it is dead".into());
+    assert_eq!(m.handle(S, storage(errors)), [said("errors", Some("it is dead"))]);
+    let effects = m.handle(S + START_AGAIN, Input::Wake);
+    assert!(effects.iter().all(|e| matches!(e, Effect::Announce(..))), "{effects:?}");
+    let snapshot = m.snapshot(S);
+    let view = StorageView { unit: "array".into(), state: "errors".into(), what: Some("it is dead".into()) };
+    assert_eq!(snapshot.storage, [view]);
+    assert_eq!(snapshot.virtual_servers[0].state, "serving");
+    // It is started where that is to be tried.
+    m.handle(S + START_AGAIN, told(ResourceState::Broken("dead".into())));
+    m.handle(S + START_AGAIN, Input::MarkCleared("vs".into()));
+    m.handle(S + START_AGAIN, told(ResourceState::Stopped));
+    let effects = m.handle(S + 2 * START_AGAIN, Input::Wake);
+    assert_eq!(effects, [Effect::StartResources("vs".to_owned())]);
 }

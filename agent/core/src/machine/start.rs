@@ -55,6 +55,11 @@ impl Machine {
         }
         self.assigned = found.addresses.iter().filter(|a| a.ours).map(|a| (a.address, a.ifindex)).collect();
         let adopted = self.adopt(&bound);
+        for index in 0..self.servers.len() {
+            if self.servers[index].marked {
+                self.entitle(index, Some(incarnation));
+            }
+        }
         // What was served runs no more: it is started first.
         unready.into_iter().for_each(|index| self.withhold(index));
         for segment in self.segments() {

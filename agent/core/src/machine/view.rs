@@ -24,6 +24,7 @@ impl Machine {
             paths: self.path_views(),
             targets: self.target_views(),
             conflicts: self.conflicts.iter().map(|c| self.conflict_view(c)).collect(),
+            storage: self.storage_views(),
             failovers: self.failovers,
             advice: self.advice(),
             node,
@@ -85,6 +86,7 @@ impl Machine {
                     rate: v.rate as u64,
                 })
                 .collect(),
+            why: if state == "serving" { None } else { self.why_not(&server.name) },
         }
     }
 
@@ -94,6 +96,7 @@ impl Machine {
             answered && v.port.is_some_and(|p| self.ports[p].is_usable())
         };
         match server.marked {
+            false if self.has_fence_failed(&server.name) => "failed",
             false => server.resources.as_ref().map_or("starting", Resources::word),
             true if vips.iter().all(usable) => "serving",
             true => "failed",

@@ -7,7 +7,8 @@ use super::*;
 pub(in crate::config) struct RawResources {
     pub(in crate::config) devices: Vec<At<PathBuf>>,
     pub(in crate::config) mounts: Vec<At<PathBuf>>,
-    pub(in crate::config) storage_units: Vec<At<String>>,
+    /// With the device of the file system that names it.
+    pub(in crate::config) storage_units: Vec<(At<String>, Option<PathBuf>)>,
     pub(in crate::config) filesystems: Vec<At<Filesystem>>,
     pub(in crate::config) services: Vec<At<Service>>,
     pub(in crate::config) fence: Option<At<String>>,
@@ -36,7 +37,7 @@ const OTHER_MOUNTS: [&str; 5] = ["remount", "bind", "rbind", "move", "loop"];
 /// Reads what a virtual server has besides addresses.
 pub(in crate::config) fn read(s: &Section<'_, '_>, f: &mut Findings) -> RawResources {
     let mut raw = RawResources {
-        fence: fence(s, f),
+        fence: s.word("fence", &["none", "scsi-pr", "agent", "watchdog"], f),
         accepts: s.key("i_accept_corruption").and_then(|at| {
             let value = s.flag("i_accept_corruption", f)?;
             Some(At { value, at })
@@ -51,19 +52,6 @@ pub(in crate::config) fn read(s: &Section<'_, '_>, f: &mut Findings) -> RawResou
         raw.services.extend(value.map(|value| At { value, at: section.at }));
     }
     raw
-}
-
-fn fence(s: &Section<'_, '_>, f: &mut Findings) -> Option<At<String>> {
-    let word = s.word("fence", &["none", "scsi-pr", "agent", "watchdog"], f)?;
-    if word.value != "none" {
-        f.error(
-            word.at,
-            format!("`fence` in [[virtual_server]] is \"{}\", which is not in this version", word.value),
-            "only \"none\" is, with i_accept_corruption = true",
-        );
-        return None;
-    }
-    Some(word)
 }
 
 fn filesystem(s: &Section<'_, '_>, raw: &mut RawResources, f: &mut Findings) {
@@ -84,7 +72,8 @@ fn filesystem(s: &Section<'_, '_>, raw: &mut RawResources, f: &mut Findings) {
     let limit = |key, f: &mut Findings| s.duration(key, LIMITS, f).map_or(START_STOP, |d| d.value);
     let (start_limit, stop_limit) = (limit("start_limit", f), limit("stop_limit", f));
     let fsck = s.flag("fsck", f).unwrap_or(false);
-    raw.storage_units.extend(s.text("storage_unit", f));
+    let unit = s.text("storage_unit", f);
+    raw.storage_units.extend(unit.map(|unit| (unit, device.as_ref().map(|d| d.value.clone()))));
     if let (Some(device), Some(mount), Some(kind), Some(options)) = (&device, &mount, kind, options) {
         let (device, mount) = (device.value.clone(), mount.value.clone());
         let value = Filesystem { device, mount, kind, options, fsck, start_limit, stop_limit };
@@ -141,14 +130,7 @@ fn service(s: &Section<'_, '_>, f: &mut Findings) -> Option<Service> {
         "ocf" => (&["agent", "parameters"], ocf(s, f)),
         "nfs-ganesha" => (&["exports", "protocols", "program"], ganesha(s, f)),
         "samba" => (samba::KEYS, samba::read(s, f)),
-        other => {
-            f.error(
-                kind.at,
-                format!("`kind` in [[virtual_server.service]] is \"{other}\", which is not in this version"),
-                "use \"exec\", with its programs, or \"ocf\", with a resource agent",
-            );
-            return None;
-        }
+        _ => (&["unit"], unit(s, f)),
     };
     s.check_keys(&[own, &SERVICE].concat(), f);
     let limit = |key, default, f: &mut Findings| s.duration(key, LIMITS, f).map_or(default, |d| d.value);
@@ -237,6 +219,25 @@ fn ocf(s: &Section<'_, '_>, f: &mut Findings) -> Option<ServiceKind> {
     }
     let (provider, agent) = (provider.to_owned(), agent.to_owned());
     Some(ServiceKind::Ocf(Ocf { provider, agent, parameters: values }))
+}
+
+fn unit(s: &Section<'_, '_>, f: &mut Findings) -> Option<ServiceKind> {
+    let name = s.required("unit", "vsftpd.service", f)?;
+    let odd = |c: char| !c.is_ascii_alphanumeric() && !":-_.\\@".contains(c);
+    // systemd.unit(5); those that can't be started by themselves, like slices and scopes, are left out.
+    let types = [".service", ".socket", ".target", ".timer", ".path", ".mount"];
+    let has_type =
+        types.iter().any(|kind| name.value.strip_suffix(kind).is_some_and(|rest| !rest.is_empty()));
+    if name.value.chars().any(odd) || name.value.len() > 255 || !has_type || name.value.contains("@.") {
+        let what = format!("\"{}\" is no unit of systemd", name.value.escape_debug());
+        f.error(
+            name.at,
+            what,
+            "write it with its type, as \"vsftpd.service\" or \"vsftpd@projects.service\"",
+        );
+        return None;
+    }
+    Some(ServiceKind::Systemd(Unit { unit: name.value }))
 }
 
 fn ganesha(s: &Section<'_, '_>, f: &mut Findings) -> Option<ServiceKind> {

@@ -14,6 +14,7 @@ use super::{Driver, PlanRequest, ResetRequest, lease, now};
 use crate::fast::netlink::{self, Change};
 use crate::fast::steering::{self, Route, Rule, wanted};
 use crate::fast::{FastError, ResourceRequest, ToSlow};
+use crate::fence;
 
 impl Driver {
     /// Carries out effects in order; neighbours of one kind go to the kernel together. Returns when the last address
@@ -51,6 +52,8 @@ impl Driver {
                 | Effect::StartResources(_)
                 | Effect::StopResources(_)
                 | Effect::ResetConnections(_)
+                | Effect::Fence { .. }
+                | Effect::Entitle { .. }
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -89,6 +92,16 @@ impl Driver {
             Effect::StartResources(server) => self.ask_resources(ResourceRequest::Start(server.clone())),
             Effect::StopResources(server) => self.ask_resources(ResourceRequest::Stop(server.clone())),
             Effect::ResetConnections(server) => self.reset_connections(server),
+            Effect::Fence { server, node, incarnation } => {
+                let (server, node, incarnation) = (server.clone(), node.clone(), *incarnation);
+                self.ask_fencing(fence::Request { server, node, incarnation });
+                Ok(())
+            }
+            // Here and now: what follows in this list may let another node start it.
+            Effect::Entitle { server, incarnation } => {
+                self.links.guard.entitle(server, *incarnation);
+                Ok(())
+            }
             Effect::Permit { address, server, port } => Ok(self.kernel.permit(*address, server, *port)?),
             Effect::Forget(address) => Ok(self.kernel.forget(*address)?),
             Effect::ForgetUnresolved(ifindex) => {
@@ -169,6 +182,17 @@ impl Driver {
         let failover = self.takes.cause(server);
         let request = ResetRequest { server: server.to_owned(), served: self.handled, failover };
         resets.try_send(request).map_err(|_| FastError::Resets)
+    }
+
+    fn ask_fencing(&mut self, request: fence::Request) {
+        let failed = match self.links.fences.try_send(request.clone()) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => "too much is asked for",
+            Err(TrySendError::Closed(_)) => "the thread that fences is gone; the log says why",
+        };
+        let fence::Request { server, node, incarnation } = request;
+        let failed = Some(failed.to_owned());
+        self.pending.push_back(Input::Fenced { server, node, incarnation, failed });
     }
 
     fn change_addresses(&mut self, effects: &[Effect], unbound: &mut BTreeSet<IpAddr>) {

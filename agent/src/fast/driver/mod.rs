@@ -31,6 +31,7 @@ use crate::fast::netlink::Requests;
 use crate::fast::prober::{Prober, Probing};
 use crate::fast::steering::Steering;
 use crate::fast::{FastError, ResourceRequest, ToSlow};
+use crate::fence;
 use crate::io::kernel::{Kernel, Report};
 use crate::telemetry::Publisher;
 use stages::{Takes, finished};
@@ -61,6 +62,10 @@ pub struct Links {
     pub resources: mpsc::Sender<ResourceRequest>,
     /// To whoever resets connections, in a cluster. Bounded: what a full channel doesn't take is not done, and core is told.
     pub resets: Option<mpsc::Sender<ResetRequest>>,
+    /// To whoever fences nodes. Bounded: what a full channel doesn't take has failed, and core asks again.
+    pub fences: mpsc::Sender<fence::Request>,
+    /// What may run here, for whoever resets this node.
+    pub guard: Arc<fence::Guard>,
     /// The store of a cluster.
     pub store: Option<StoreLink>,
     /// Closed: stop.

@@ -24,6 +24,7 @@ struct Take {
     reason: Reason,
     times: TakeTimes,
     taken: Time,
+    fenced: Option<Time>,
     started: Option<Time>,
 }
 
@@ -55,8 +56,14 @@ impl Takes {
         match event {
             EventKind::Taken { server, kind, reason, times, .. } => {
                 let (kind, reason, times) = (*kind, *reason, *times);
-                let take = Take { failover, kind, reason, times, taken: at, started: None };
+                let take = Take { failover, kind, reason, times, taken: at, fenced: None, started: None };
                 self.0.insert(server.clone(), take);
+            }
+            // The last one, where several nodes may have had it.
+            EventKind::Fenced { server, .. } => {
+                if let Some(take) = self.0.get_mut(server) {
+                    take.fenced = Some(at);
+                }
             }
             EventKind::ResourcesStarted { server, .. } => {
                 if let Some(take) = self.0.get_mut(server) {
@@ -74,12 +81,13 @@ impl Takes {
 impl Take {
     /// It is done, with so many addresses.
     fn done(self, addresses: usize, stages: &Stages) -> Event {
-        let Take { failover, kind, reason, times, taken, started } = self;
+        let Take { failover, kind, reason, times, taken, fenced, started } = self;
         let all = [
             (Stage::Detected, Some(times.detected)),
             (Stage::Decided, Some(times.decided)),
             (Stage::Stopped, times.stopped),
             (Stage::Taken, Some(taken)),
+            (Stage::Fenced, fenced),
             (Stage::Started, started),
             (Stage::Bound, stages.bound),
             (Stage::Announced, stages.announced),
@@ -169,12 +177,21 @@ mod tests {
         let mut takes = Takes::default();
         assert_eq!(takes.done(&[taken("vs", 30), taken("other", 30)], Time(30), &Stages::default()), []);
         assert_eq!(takes.done(&[mark("elsewhere")], Time(40), &bound(40)), []);
+        let fenced = |node: &str| EventKind::Fenced { server: "vs".into(), node: node.into(), seconds: 1.0 };
+        assert_eq!(takes.done(&[event(fenced("b"))], Time(41), &Stages::default()), []);
+        assert_eq!(takes.done(&[event(fenced("c"))], Time(45), &Stages::default()), []);
         let started = EventKind::ResourcesStarted { server: "vs".into(), seconds: 1.0 };
         let done = takes.done(&[event(started), mark("vs")], Time(50), &bound(60));
         let [stages] = &stages(&done)[..] else { panic!("{done:?}") };
         assert_eq!(
             stages[3..],
-            [(Stage::Taken, 30), (Stage::Started, 50), (Stage::Bound, 60), (Stage::Announced, 61)]
+            [
+                (Stage::Taken, 30),
+                (Stage::Fenced, 45),
+                (Stage::Started, 50),
+                (Stage::Bound, 60),
+                (Stage::Announced, 61)
+            ]
         );
         assert_eq!(takes.done(&[mark("vs")], Time(70), &bound(70)), [], "once");
     }

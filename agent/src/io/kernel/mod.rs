@@ -60,6 +60,21 @@ const PINNED_MAPS: [&str; 14] = [
     "EVENTS",
 ];
 
+/// The lease, for a thread of its own.
+pub struct LeaseReader(Array<MapData, Locked<Lease>>);
+
+impl LeaseReader {
+    /// The lease as it is.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses.
+    pub fn read(&self) -> Result<Lease, KernelError> {
+        let locked = self.0.get(&0, BPF_F_LOCK).map_err(|source| KernelError::map("LEASE", source))?;
+        Ok(locked.value)
+    }
+}
+
 /// Of `linux/bpf.h`: reads or writes a value under its lock.
 const BPF_F_LOCK: u64 = 4;
 
@@ -346,6 +361,15 @@ impl Kernel {
     pub fn lease(&self) -> Result<Lease, KernelError> {
         let locked = self.lease.get(&0, BPF_F_LOCK).map_err(|source| KernelError::map("LEASE", source))?;
         Ok(locked.value)
+    }
+
+    /// Reads the lease on another thread.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be opened a second time.
+    pub fn lease_reader(&self) -> Result<LeaseReader, KernelError> {
+        Ok(LeaseReader(open_pinned(&self.maps_dir().join("LEASE"))?))
     }
 
     /// Where every virtual IP is bound: what an earlier agent left, and what has been permitted since. Addresses that

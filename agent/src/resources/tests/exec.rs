@@ -103,7 +103,10 @@ fn a_start_that_fails_is_undone_and_says_why() {
     both(|groups| {
         let after = "setsid sleep 1000 & echo no luck >&2; exit 3";
         for (service, expected) in [
-            (foreground("echo no luck; exit 3"), "it has ended: exit status 3; it said: no luck"),
+            (
+                checked(foreground("echo no luck; exit 3"), "false"),
+                "it has ended: exit status 3; it said: no luck",
+            ),
             (commands(after, "true"), "start: exit status 3: no luck"),
             (
                 service(ServiceKind::Exec(Exec {
@@ -327,7 +330,10 @@ fn a_server_without_resources_is_what_it_is_told_to_be() {
             resources: Vec::new(),
             root: "/nowhere".into(),
             ocf_root: "/nowhere".into(),
+            bus: None,
             groups: true,
+            guard: Arc::new(Guard::new([], &BTreeSet::new())),
+            reservations: None,
         };
         let report =
             move |server: &str, state| sender.send((server.to_owned(), state)).expect("the test waits");

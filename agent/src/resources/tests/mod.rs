@@ -4,6 +4,8 @@ mod adoption;
 mod exec;
 mod mounts;
 mod ocf_agents;
+mod protection;
+mod systemd_units;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::process::Process;
 use super::*;
-use crate::config::{Exec, Filesystem, Service, ServiceKind};
+use crate::config::{Exec, Fence, Filesystem, Service, ServiceKind};
 
 /// Long enough for everything that happens at all.
 const LONG: Duration = Duration::from_secs(60);
@@ -99,10 +101,20 @@ impl World {
         let addresses = vec!["192.0.2.1".parse().expect("an address")];
         let setup = Setup {
             node: "fs1".into(),
-            resources: vec![Resources { server, addresses, filesystems, services }],
+            resources: vec![Resources {
+                server,
+                addresses,
+                filesystems,
+                services,
+                fence: Fence::None,
+                storage_units: Vec::new(),
+            }],
             root: folder.path().join("run"),
             ocf_root: folder.path().join("ocf"),
+            bus: Some(format!("unix:path={}/bus", folder.path().display())),
             groups,
+            guard: Arc::new(Guard::new([], &BTreeSet::new())),
+            reservations: None,
         };
         let (runner, running, reports) = start(&setup);
         World { folder, setup, runner: Some(runner), reports, running }

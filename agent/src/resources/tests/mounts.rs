@@ -330,6 +330,27 @@ fn an_unmount_that_hangs_is_told_and_waited_for() {
     });
 }
 
+/// What hangs on a unit that is lost here is left to fencing, soon.
+#[test]
+fn an_unmount_that_hangs_is_told_at_once_when_its_unit_is_lost() {
+    private(|| {
+        let freezer = Freezer::new();
+        let mut world = world(&freezer.upper, |_| Vec::new());
+        world.setup.resources[0].filesystems[0].stop_limit = Duration::from_secs(3600);
+        world.again();
+        assert_eq!(world.start(), ResourceState::Running);
+        fs::write(world.file("mount/file"), vec![1; 1 << 20]).expect("written");
+        freezer.set(FREEZE);
+        world.runner.as_ref().expect("threads").hurry().set(world.server(), true);
+        world.order(Order::Stop);
+        let told = world.reports.recv_timeout(LONG);
+        freezer.set(THAW);
+        let why = stop_failed(told.expect("a report"));
+        assert!(why.contains("unmount: it hangs in the kernel, as process"), "{why}");
+        assert_eq!(world.next(), ResourceState::Stopped);
+    });
+}
+
 /// A process that waits for a device can't be killed. That is said, and the file system is not called free, until it can.
 #[test]
 fn a_service_that_hangs_in_the_kernel_is_told_and_stopped_when_it_comes_back() {

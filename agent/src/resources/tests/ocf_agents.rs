@@ -7,10 +7,14 @@ use crate::config::Ocf;
 
 /// A virtual server with an agent that runs this script; parameters are handed to it.
 fn world(script: &str, parameters: &[(&str, &str)]) -> World {
+    world_with(script, parameters, |service| service)
+}
+
+fn world_with(script: &str, parameters: &[(&str, &str)], change: impl FnOnce(Service) -> Service) -> World {
     let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let ocf = Ocf { provider: "baton".into(), agent: "Dummy".into(), parameters };
     let quick = Duration::from_millis(100);
-    let service = Service { monitor_every: quick, restarts: 1, ..service(ServiceKind::Ocf(ocf)) };
+    let service = change(Service { monitor_every: quick, restarts: 1, ..service(ServiceKind::Ocf(ocf)) });
     World::with(true, |folder| {
         let file = folder.join("ocf/resource.d/baton/Dummy");
         fs::create_dir_all(file.parent().expect("a folder")).expect("made");
@@ -129,4 +133,77 @@ fn an_agent_that_isnt_there_is_told() {
         let why = start_failed(world.start());
         assert!(why.contains("is the package resource-agents installed?"), "{why}");
     });
+}
+
+/// Says which parameters it takes, and where.
+const DESCRIBED: &str = r#"
+if [ "$1" = meta-data ]; then
+  echo "a warning" >&2
+  echo '<?xml version="1.0"?><!DOCTYPE resource-agent SYSTEM "ra-api-1.dtd"><resource-agent name="Dummy"><parameters>'
+  echo '<parameter name="device" required="1"><shortdesc>block device</shortdesc><content type="string"/></parameter>'
+  echo '<parameter name="options"><content type="string" default=""/></parameter></parameters></resource-agent>'
+  exit 0
+fi
+"#;
+
+#[test]
+fn parameters_that_an_agent_doesnt_take_are_told() {
+    private(|| {
+        for (parameters, expected) in [
+            (&[("options", "ro")][..], "it needs the parameter `device` (block device)"),
+            (
+                &[("device", "/dev/a"), ("optoins", "ro")],
+                "it has no parameter `optoins`; it has device, options",
+            ),
+        ] {
+            let world = world(&format!("{DESCRIBED}{AGENT}"), parameters);
+            assert_eq!(start_failed(world.start()), format!("baton/Dummy: {expected}"));
+            assert!(!world.file("log").exists(), "it was neither started nor stopped");
+            assert_eq!(world.stop(), ResourceState::Stopped);
+        }
+        let world = world(&format!("{DESCRIBED}{AGENT}"), &[("device", "/dev/a")]);
+        assert_eq!(world.start(), ResourceState::Running);
+        assert_eq!(world.stop(), ResourceState::Stopped);
+    });
+}
+
+#[test]
+fn an_agent_that_doesnt_describe_itself_is_taken_at_its_word() {
+    private(|| {
+        for says in ["exit 3", "echo usage; exit 0", "sleep 1000"] {
+            let described = format!("[ \"$1\" = meta-data ] && {{ {says}; }}\n{AGENT}");
+            let limited =
+                |service| Service { monitor_limit: Duration::from_secs(2), monitor_every: LONG, ..service };
+            let world = world_with(&described, &[("anything", "at all")], limited);
+            assert_eq!(world.start(), ResourceState::Running, "{says}");
+            assert_eq!(world.stop(), ResourceState::Stopped);
+        }
+    });
+}
+
+#[test]
+fn a_stop_that_fails_where_nothing_is_installed_is_one() {
+    private(|| {
+        let world = world(AGENT, &[]);
+        assert_eq!(world.start(), ResourceState::Running);
+        fs::write(world.file("stop"), "5").expect("written");
+        fs::write(world.file("monitor"), "5").expect("written");
+        let told = world.stop();
+        // Its monitor may have failed before the stop was ordered.
+        let told = if matches!(told, ResourceState::Broken(_)) { world.next() } else { told };
+        assert_eq!(told, ResourceState::Stopped);
+    });
+}
+
+#[test]
+fn a_configuration_is_checked_with_the_agents_that_are_here() {
+    let described = world(&format!("{DESCRIBED}{AGENT}"), &[("options", "ro")]);
+    let silent = world(AGENT, &[("anything", "at all")]);
+    let check = |world: &World| check_agents(&world.setup.resources, &world.setup.ocf_root);
+    let expected =
+        format!("{}: baton/Dummy: it needs the parameter `device` (block device)", described.server());
+    assert_eq!(check(&described), [expected]);
+    assert!(check(&silent).is_empty());
+    fs::remove_file(described.file("ocf/resource.d/baton/Dummy")).expect("removed");
+    assert!(check(&described).is_empty(), "it isn't installed");
 }

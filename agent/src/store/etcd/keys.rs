@@ -57,6 +57,10 @@ impl Keys {
         self.of("adopted", node)
     }
 
+    pub fn watchdog(&self, node: &str) -> Result<String, EtcdError> {
+        self.of("watchdog", node)
+    }
+
     pub fn all_adopted(&self) -> String {
         format!("{}adopted/", self.prefix)
     }

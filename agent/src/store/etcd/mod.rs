@@ -15,6 +15,7 @@
 //! | `definitions/<generation>/<chunk>` | a part of their text |
 //! | `adopted/<node>` | the generation that the node has started with |
 //! | `connections/<virtual server>/<bucket>` | TCP connections of its clients, binary: [`crate::connections`] |
+//! | `watchdog/<node>` | [`Promise`]: what the node's watchdog resets it for |
 //!
 //! `endpoints` chooses whom to ask, `serve` is the thread that answers the agent's requests and watches. Nothing is decided
 //! here.
@@ -30,6 +31,7 @@ use baton_core::cluster::{Members, StoreChange, Wish};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
+use crate::fence::Promise;
 pub use connections::ConnectionNews;
 use endpoints::{Answer, Endpoints};
 pub use serve::{Known, News, spawn};
@@ -208,6 +210,48 @@ impl Etcd {
             all.insert(node, parse(&key, "number", &value)?);
         }
         Ok(all)
+    }
+
+    /// What a node has promised of its watchdog.
+    ///
+    /// # Errors
+    /// Nobody answers; the value is damaged.
+    pub async fn promise(&self, node: &str) -> Result<Option<Promise>, EtcdError> {
+        let key = self.keys.watchdog(node)?;
+        match self.get(&key).await? {
+            Some((value, _)) => Ok(Some(parse(&key, "promise", &value)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Says what this node promises of its watchdog. What was asked for before, and is done late, changes nothing any more.
+    ///
+    /// # Errors
+    /// Nobody answers; somebody else has written meanwhile.
+    pub async fn set_promise(&self, node: &str, promise: &Promise) -> Result<(), EtcdError> {
+        let key = self.keys.watchdog(node)?;
+        let (value, revision) = self.get(&key).await?.unwrap_or_default();
+        let wanted = keys::json(promise);
+        // Written again all the same: a request of before that is still under way is void after that.
+        match self.swap_surely(&key, revision, wanted).await? {
+            true => Ok(()),
+            false => Err(EtcdError::Value {
+                key,
+                what: "promise of this node alone",
+                detail: format!("it was written meanwhile, after {} bytes were read", value.len()),
+            }),
+        }
+    }
+
+    /// After a boot nothing is promised any more that was before: no watchdog is armed.
+    ///
+    /// # Errors
+    /// As [`Etcd::set_promise`].
+    pub async fn withdraw_promise(&self, node: &str) -> Result<(), EtcdError> {
+        match self.promise(node).await? {
+            Some(promise) if !promise.servers.is_empty() => self.set_promise(node, &Promise::default()).await,
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Says that a virtual server is wanted on a node; `None`: no longer.

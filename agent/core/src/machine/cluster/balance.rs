@@ -304,6 +304,7 @@ impl Machine {
         let Some(config) = &self.config else { return Situation::default() };
         let Some(cluster) = &self.cluster else {
             let mut node = Node::new(&config.node, 1.0);
+            node.storage = self.all_units().into_iter().collect();
             node.segments = self.segments().into_iter().filter(|s| self.has_usable_port(s)).collect();
             let servers = self.servers.iter().enumerate().filter_map(|(i, s)| {
                 let definition = self.definition(&s.name)?;
@@ -312,6 +313,7 @@ impl Machine {
             });
             return Situation { servers: servers.collect(), nodes: vec![node], ..Situation::default() };
         };
+        let units = self.all_units();
         let may_serve = |name: &str| !cluster.nodes.get(name).is_some_and(|n| n.witness);
         let members = cluster.members.nodes.iter().filter(|m| may_serve(&m.name));
         let nodes: Vec<Node> = members
@@ -322,7 +324,8 @@ impl Machine {
                 segments.sort_unstable();
                 segments.dedup();
                 let state = cluster.node_state(&m.name, m.slot);
-                Node { segments, state, ..Node::new(&m.name, cluster.capacity(&m.name)) }
+                let storage = units.iter().filter(|u| cluster.reaches_unit(&m.name, u)).cloned().collect();
+                Node { segments, storage, state, ..Node::new(&m.name, cluster.capacity(&m.name)) }
             })
             .collect();
         let known = |name: &String| nodes.iter().any(|n| n.name == *name);
@@ -358,6 +361,7 @@ impl Machine {
         Server {
             owner,
             segments: self.segments_of(definition).into_iter().map(str::to_owned).collect(),
+            storage: definition.storage_units.clone(),
             migrate: definition.migrate,
             priority: definition.priority,
             preferred_nodes: definition.preferred_nodes.clone(),

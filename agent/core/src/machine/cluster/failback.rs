@@ -4,7 +4,7 @@
 //! Long enough is [`FAILBACK_AFTER`] at first. Every failure of the node makes it twice as long, up to [`FAILBACK_MOST`],
 //! until the node has been fit for as long as that: a node that flaps does not drag its virtual servers to and fro. To be
 //! drained is no failure. Fitness is kept for each segment of a node: one whose ports flap in a segment is not fit there,
-//! however well it is otherwise. A virtual server whose file systems or services have failed on a node waits likewise, by itself,
+//! however well it is otherwise; and for each storage unit. A virtual server whose file systems or services have failed on a node waits likewise, by itself,
 //! from when that is forgotten (`resources`). An agent that starts anew has forgotten the failures of others.
 
 use std::collections::BTreeMap;
@@ -55,10 +55,13 @@ impl Fitness {
 }
 
 impl Cluster {
-    /// Has this node been fit for long enough in all these segments?
-    fn is_long_fit(&self, node: &str, segments: &[&str], now: Time) -> bool {
-        let Some(fitness) = self.fitness.get(node) else { return false };
-        segments.iter().all(|s| fitness.get(*s).and_then(Fitness::due).is_some_and(|due| due <= now))
+    /// Has this node been fit for long enough in all these segments, and with all these storage units?
+    fn is_long_fit(&self, node: &str, segments: &[&str], units: &[String], now: Time) -> bool {
+        let long = |all: &BTreeMap<String, BTreeMap<String, Fitness>>, name: &str| {
+            let fitness = all.get(node).and_then(|n| n.get(name));
+            fitness.and_then(Fitness::due).is_some_and(|due| due <= now)
+        };
+        segments.iter().all(|s| long(&self.fitness, s)) && units.iter().all(|u| long(&self.unit_fitness, u))
     }
 
     /// Has the virtual server not failed on this node, or not for long enough?
@@ -106,16 +109,23 @@ impl Machine {
     /// The best node that a virtual server prefers to this one, and may go back to now.
     pub(super) fn failback(&self, definition: &VirtualServer, segments: &[&str]) -> Option<String> {
         let cluster = self.cluster.as_ref()?;
-        let VirtualServer { name, failback, preferred_nodes: preferred, .. } = definition;
+        let VirtualServer { name, failback, preferred_nodes: preferred, storage_units: units, .. } =
+            definition;
         if !cluster.permits(*failback) {
             return None;
         }
         let mine = preferred.iter().position(|n| *n == cluster.me).unwrap_or(usize::MAX);
         let fit: Vec<&str> = cluster.fit(cluster.read).collect();
         let mut better = preferred.iter().take(mine);
-        let is_fit = |n: &&String| fit.contains(&n.as_str()) && cluster.reaches(n, segments);
-        let long_fit =
-            |n: &str| cluster.is_long_fit(n, segments, self.now) && cluster.has_fared_well(name, n, self.now);
+        let is_fit = |n: &&String| {
+            fit.contains(&n.as_str())
+                && cluster.reaches(n, segments)
+                && cluster.reaches_units(n, units)
+                && !cluster.is_unfenced(name, n)
+        };
+        let long_fit = |n: &str| {
+            cluster.is_long_fit(n, segments, units, self.now) && cluster.has_fared_well(name, n, self.now)
+        };
         better.find(|n| is_fit(n) && long_fit(n)).cloned()
     }
 
@@ -130,11 +140,14 @@ impl Machine {
     pub(super) fn follow_fitness(&mut self) {
         let now = self.now;
         let segments = self.segments();
+        let units = self.all_units();
         let Some(cluster) = &mut self.cluster else { return };
         cluster.next_turn = None;
         let fit: Vec<String> = cluster.fit(cluster.read).map(str::to_owned).collect();
         let mut all = std::mem::take(&mut cluster.fitness);
+        let mut all_units = std::mem::take(&mut cluster.unit_fitness);
         all.retain(|node, _| cluster.members.get(node).is_some());
+        all_units.retain(|node, _| cluster.members.get(node).is_some());
         let mut due: Option<Time> = cluster.follow_failures(now);
         for node in cluster.members.nodes.iter().map(|m| &m.name).filter(|n| **n != cluster.me) {
             let is_fit = fit.contains(node);
@@ -145,8 +158,14 @@ impl Machine {
                 fitness.follow(now, reached, drained);
                 due = due.into_iter().chain(fitness.due().filter(|t| *t > now)).min();
             }
+            for unit in &units {
+                let reached = is_fit && cluster.reaches_unit(node, unit);
+                let fitness = all_units.entry(node.clone()).or_default().entry(unit.clone()).or_default();
+                fitness.follow(now, reached, drained);
+                due = due.into_iter().chain(fitness.due().filter(|t| *t > now)).min();
+            }
         }
-        cluster.fitness = all;
+        (cluster.fitness, cluster.unit_fitness) = (all, all_units);
         cluster.next_turn = due;
     }
 }

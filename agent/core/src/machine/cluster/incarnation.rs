@@ -84,14 +84,16 @@ impl Machine {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.incarnation = Change::None;
         cluster.switched = now;
-        let mut lost = Vec::new();
+        let (mut lost, mut kept) = (Vec::new(), Vec::new());
         for (index, server) in self.servers.iter().enumerate().filter(|(_, s)| s.marked) {
             if cluster.may_mark(&server.name, incarnation) {
                 self.out.push(Effect::Mark { server: server.name.clone(), incarnation: Some(incarnation) });
+                kept.push(index);
             } else {
                 lost.push(index);
             }
         }
+        kept.into_iter().for_each(|index| self.entitle(index, Some(incarnation)));
         lost.into_iter().for_each(|index| self.stop_serving(index));
         // As a router it writes itself into the record anew, and the mark goes on after that.
         let routing = (0..self.servers.len()).filter(|&i| !self.servers[i].routing.is_empty());

@@ -11,7 +11,7 @@
 //! | R4 lost memory | `verdicts`: none for D after a start that found no memory; `born` in the kernel | Whatever was granted before has run out after D. Whatever may have been called dead before was allotted before, and is granted nothing. |
 //! | R5 mark | `ebpf/src/permission.rs`; `agent/src/io/kernel` clears a mark of another incarnation at start | A record names the incarnation that verdicts are about. As any other one this node serves nothing, so calling that one dead is enough. |
 //! | R6 mark on | `ownership`: only when our own write is answered with success, with the incarnation that it carried; `resources`: or later, when file systems and services run, while that write is still the last one that may have been made | What was read may be about to change by a write of our own that is under way; what was written by compare-and-swap can be changed only by us, or after verdicts against the incarnation that it names. |
-//! | R7 release | `ownership`, `resources`: sent when the mark is known to be off and nothing runs or is mounted; after it, a touch is needed to serve again | Whoever takes after a release finds nobody serving, and a release that lands late lands on a revision that no mark was set for. |
+//! | R7 release | `ownership`, `resources`: sent when the mark is known to be off and nothing runs or is mounted, or this node is in the list of those to be fenced first (`fencing`); after it, a touch is needed to serve again | Whoever takes after a release finds nobody serving, and a release that lands late lands on a revision that no mark was set for. |
 //! | R8 one agent | `agent/src/control/lock.rs`, for the life of the process | Two agents could each count the other's writes as their own. The master's record is one of those below and decides nothing of ownership. |
 //! | R9 take | `ownership`: compare-and-swap on the revision whose incarnation a majority calls dead | That majority meets every majority that could grant the lease in a node that never will again. The revision says that the record still names the incarnation that they have called dead. |
 //! | R10 members | records are judged in the version that they name or the one after it ([`Members::judges`]); `baton apply` changes one member at a time, and not before the last change is final; adopting a version is a new incarnation (`agent/src/slow/cluster.rs`), and frames of others are neither heard nor granted | Majorities of two lists that differ by one member meet, as majorities of one list do. Of lists further apart, or with other times, nothing is judged. An agent that lags takes nothing that a later list is counted in, so what is final stays so. |
@@ -21,13 +21,17 @@
 //! Safety is tried by the model (`model`, a test), rule by rule, and so is that service comes back where it can.
 //!
 //! `succession` says who takes what; it is drawn from what every node knows, so that all come to the same answer, and
-//! where they don't the compare-and-swap decides. `resources` says when file systems and services run, `balance` evens loads out, `failback` says when something goes back, `heal` what is announced again after
+//! where they don't the compare-and-swap decides. `resources` says when file systems and services run, `fencing` who must not have
+//! them mounted then, `storage` which nodes reach them, `balance` evens loads out, `failback` says when something goes back, `heal` what is announced again after
 //! a partition.
 
 mod balance;
 #[cfg(test)]
 mod balance_tests;
 mod failback;
+mod fencing;
+#[cfg(test)]
+mod fencing_tests;
 mod heal;
 mod incarnation;
 #[cfg(test)]
@@ -41,6 +45,11 @@ mod resources;
 mod resources_stories;
 #[cfg(test)]
 mod resources_tests;
+#[cfg(test)]
+mod resources_world;
+mod storage;
+#[cfg(test)]
+mod storage_tests;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -109,6 +118,8 @@ pub(super) struct Cluster {
     published: Option<NodeRecord>,
     /// How each other node has been in each segment, as far as this node knows.
     fitness: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
+    /// And with each storage unit.
+    unit_fitness: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
     /// How each virtual server has been on nodes where its file systems or services have failed.
     fared: BTreeMap<String, BTreeMap<String, failback::Fitness>>,
     /// Minute of the day, local time, as last told.
@@ -124,6 +135,10 @@ pub(super) struct Cluster {
     /// What the records were before a write that is under way.
     replaced: BTreeMap<String, Record>,
     balancing: balance::Balancing,
+    /// Whom this node has asked to be fenced.
+    fences: Vec<fencing::Fence>,
+    /// Virtual servers, and a unit of each that no node reaches, as told.
+    told_lost: Vec<(String, String)>,
     /// The model breaks rule R11 with it.
     #[cfg(test)]
     counts_oneself: bool,
@@ -158,6 +173,7 @@ impl Cluster {
             switched: Time::default(),
             published: None,
             fitness: BTreeMap::new(),
+            unit_fitness: BTreeMap::new(),
             fared: BTreeMap::new(),
             minute: None,
             isolated_since: BTreeMap::new(),
@@ -167,6 +183,8 @@ impl Cluster {
             next_turn: None,
             replaced: BTreeMap::new(),
             balancing: balance::Balancing::default(),
+            fences: Vec::new(),
+            told_lost: Vec::new(),
             #[cfg(test)]
             counts_oneself: false,
             members,
@@ -363,7 +381,9 @@ impl Machine {
             return;
         }
         self.change_incarnation();
+        self.settle_fences();
         self.settle_ownership();
+        self.tell_lost_everywhere();
     }
 
     /// When something is due that no input will tell of.
@@ -374,6 +394,7 @@ impl Machine {
         let routers = routers.filter(|t| *t > self.now);
         let resources = self.cluster_resources_deadline();
         let turns = cluster.ask_again.into_iter().chain(cluster.next_turn).chain(resources);
+        let turns = turns.chain(self.fence_deadline()).chain(self.storage_deadline());
         turns.chain(isolated).chain(routers).min()
     }
 
@@ -383,6 +404,7 @@ impl Machine {
             witness: self.cluster.as_ref().is_some_and(|c| c.witness),
             capacity_percent: self.config.as_ref().map_or(100, |c| c.capacity_percent),
             ports: self.ports.iter().filter_map(|p| self.node_port(p)).collect(),
+            lost_units: self.lost_units(),
         };
         let Some(cluster) = &mut self.cluster else { return };
         if cluster.published.as_ref() != Some(&node) {

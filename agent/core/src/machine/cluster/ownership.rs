@@ -11,7 +11,7 @@
 //! | released | off | this node takes it when it is its turn |
 //!
 //! `reroute` has what is done when the record names a peer that answers in a segment, `resources` what is started before the mark
-//! goes on, and stopped before the release.
+//! goes on, and stopped before the release, `fencing` who must not have it mounted then.
 
 use std::time::Duration;
 
@@ -97,6 +97,7 @@ impl Machine {
         let taking = cluster.taking.remove(server);
         let taken = taking.is_some() || before.as_ref().is_none_or(|b| b.epoch != record.epoch);
         self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
+        self.entitle(index, Some(record.incarnation));
         // File systems and services are started first, if they don't run, when everything is settled.
         let serves = self.servers[index].resources.is_none();
         if serves {
@@ -193,6 +194,7 @@ impl Machine {
                     let successor = plan.get(index).cloned().flatten().filter(|_| able);
                     if !busy {
                         self.take_if_due(&server, other, successor);
+                        self.leave_unfenced(index);
                     }
                 }
             }
@@ -315,9 +317,11 @@ impl Machine {
         let dead = current.as_ref().filter(|(r, _)| r.released.is_none());
         let taken_from = dead.map(|(r, _)| (r.node.clone(), r.incarnation));
         let failed_on = current.as_ref().map(|(r, _)| r.failed_on.clone()).unwrap_or_default();
+        let unfenced = self.unfenced_by_taking(server, current.as_ref().map(|(r, _)| r));
+        let Some(cluster) = &self.cluster else { return };
         let (epoch, expected) = current.map_or((0, 0), |(r, revision)| (r.epoch, revision));
         let record = Record::of(&cluster.me, self.incarnation, cluster.members.version, epoch + 1);
-        let record = Record { taken_from, failed_on, ..record };
+        let record = Record { taken_from, failed_on, unfenced, ..record };
         self.write(server.to_owned(), expected, record);
     }
 }

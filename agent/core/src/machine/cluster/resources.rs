@@ -5,7 +5,10 @@
 //! | this node, written by this agent | stopped, or perhaps half started | started; served when they run |
 //! | this node, not yet | | it is touched first (lease.md, R6) |
 //! | this node, and it is given up | running, starting, unknown | mark off, confirmed; then stopped; then released (R7) |
-//! | this node, and it is given up | stopping has failed | not released: nobody else may mount what is mounted here |
+//! | this node, and it is given up, as it fails here or its storage is lost | stopping has failed | released all the same, this node in the list of those to be fenced (`fencing`) |
+//! | this node, and it is given up for another reason | stopping has failed | not released: nobody else may mount what is mounted here |
+//! | this node, and others who may have them mounted | stopped | those are fenced first (`fencing`) |
+//! | this node, where a storage unit is lost (`storage`) | stopped | not started |
 //! | this node | failed | given up for a node where they have not failed; where there is none, tried here again and again |
 //! | another node, or nobody | running, starting, unknown | stopped at once |
 //! | whomever | running, starting, unknown, without a lease for [`LEASE_GRACE`] | stopped at once: they may be another node's |
@@ -41,18 +44,22 @@ impl Machine {
         }
         let Some(cluster) = &self.cluster else { return };
         let failed_on = self.failed_on(index, &record);
+        let unfenced = self.still_unfenced(index, &record);
         // Without the store it is tried here all the same.
-        let is_news = self.has_failed(index) && failed_on != record.failed_on && cluster.reachable;
+        let has_failed = self.has_failed(index) && failed_on != record.failed_on && cluster.reachable;
+        let is_news = has_failed || unfenced != record.unfenced;
         let may_mark = cluster.may_mark(&server, self.incarnation);
-        let lease = cluster.has_lease();
         let members = cluster.members.version;
-        if lease && (is_news || !may_mark) {
-            let record = Record { incarnation: self.incarnation, members, failed_on, ..record };
-            self.write(server, revision, record);
-        } else if lease && may_mark {
-            self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
+        if !cluster.has_lease() {
+            return;
         }
-        if lease && may_mark && !is_news {
+        if is_news || !may_mark {
+            let record = Record { incarnation: self.incarnation, members, failed_on, unfenced, ..record };
+            return self.write(server, revision, record);
+        }
+        self.servers[index].owner = Some(Owner { incarnation: record.incarnation, epoch: record.epoch });
+        self.entitle(index, Some(record.incarnation));
+        if !self.fence_first(index, &record) && !self.waits_for_storage(index) {
             self.start_and_serve(index);
         }
     }
@@ -69,17 +76,48 @@ impl Machine {
         let Some(resources) = &self.servers[index].resources else { return };
         match resources.phase() {
             Phase::Unknown | Phase::Starting | Phase::Running => self.stop_resources(index),
-            Phase::Stopping | Phase::Stuck => {}
+            Phase::Stopping => {}
+            Phase::Stuck => {
+                let Some(reason) = self.releases_stuck(index, reason) else { return };
+                let released = Some(Release { next: Some(next), reason, stopping: None });
+                let failed_on = self.failed_on(index, &record);
+                let mut unfenced = self.still_unfenced(index, &record);
+                let own = (record.node.clone(), record.incarnation);
+                if self.is_fenced(&server) && !unfenced.contains(&own) {
+                    unfenced.push(own);
+                }
+                self.entitle(index, None);
+                self.write(server, revision, Record { released, failed_on, unfenced, ..record });
+            }
             Phase::Stopped => {
                 let released = Some(Release { next: Some(next), reason, stopping: resources.stopping() });
                 let failed_on = self.failed_on(index, &record);
-                self.write(server, revision, Record { released, failed_on, ..record });
+                let unfenced = self.still_unfenced(index, &record);
+                self.entitle(index, None);
+                self.write(server, revision, Record { released, failed_on, unfenced, ..record });
             }
         }
     }
 
+    /// Is it released although it could not be stopped here, and for which reason? Where it fails here, or its storage is lost, waiting
+    /// would leave it unserved for as long as that hangs; who takes it has this node fenced first. Whoever moves it for another reason
+    /// can wait.
+    fn releases_stuck(&self, index: usize, reason: Reason) -> Option<Reason> {
+        let definition = self.definition(&self.servers[index].name)?;
+        match reason {
+            Reason::StorageLost | Reason::ServiceFailed => Some(reason),
+            _ => self.is_storage_lost(definition).then_some(Reason::StorageLost),
+        }
+    }
+
+    /// Could it not be stopped here, while it is still this node's, for want of a lease perhaps? Whoever takes it has this node fenced.
+    pub(super) fn hangs(&self, index: usize) -> bool {
+        self.phase(index) == Some(Phase::Stuck) && self.is_fenced(&self.servers[index].name)
+    }
+
     /// The record does not name this node: whatever runs is stopped, at once.
     pub(super) fn drop_resources(&mut self, index: usize) {
+        self.entitle(index, None);
         let server = &mut self.servers[index];
         let Some(resources) = &mut server.resources else { return };
         resources.forget_failure();

@@ -1,13 +1,19 @@
-//! Three nodes and one virtual server with file systems and services; stand-ins of the store, of each node's kernel programs, and of
-//! what starts and stops. Starts and stops take their time, fail, or leave half of it; services break; nodes die, are cut off, lose
-//! their agents; answers of the store are lost. Whatever the order of things, the mark is on only while all runs, nothing
-//! is released that runs, and in the end somebody serves.
+//! Three nodes and one virtual server with file systems and services; stand-ins of the store, of each node's kernel programs, of
+//! what starts and stops, and of what fences. Starts and stops take their time, fail, or leave half of it; services break; nodes die,
+//! are cut off, lose their agents or their storage, and come back; fencing fails; answers of the store are lost. Whatever the order
+//! of things, the mark is on only while all runs, nothing is started while another node may still have it mounted, and in the
+//! end somebody serves.
+
+mod fences;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
+use self::fences::{Means, Order, UNIT};
+use self::steps::step;
 use super::super::Machine;
 use crate::cluster::{
     Entry, MASTER, Member, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
@@ -60,12 +66,22 @@ struct Node {
     waits: Time,
     /// It was replaced while it may have run something.
     replaced: bool,
+    /// It is kept from its storage.
+    blocked: bool,
+    /// Under which incarnation it may have something mounted, as its agent was told.
+    entitled: Option<u64>,
+    /// It reaches the storage unit.
+    reaches: bool,
+    /// It has been reset: its agent can't start before it reaches the store.
+    booted: bool,
     told: u64,
     published: NodeRecord,
 }
 
 struct World {
     now: Time,
+    means: Means,
+    fences: Vec<Order>,
     nodes: Vec<Node>,
     record: (Record, u64),
     revision: u64,
@@ -88,13 +104,15 @@ fn members() -> Members {
     }
 }
 
-fn config(node: usize) -> Config {
+fn config(node: usize, fenced: bool) -> Config {
     Config {
         ports: vec![PortConfig::new("p0", "office")],
         timing: Timing { announce_repeat: Vec::new(), ..Timing::default() },
         segments: vec![Segment::new("office", vec!["10.0.0.0/24".parse().expect("subnet")])],
         servers: vec![VirtualServer {
             has_resources: true,
+            fenced,
+            storage_units: vec![UNIT.into()],
             ..VirtualServer::new("vs", vec!["10.0.0.10/24".parse().expect("address")])
         }],
         ..Config::new(NAMES[node])
@@ -111,7 +129,7 @@ fn others(n: usize) -> impl Iterator<Item = usize> {
 
 impl World {
     /// Everybody is up, and `a` serves.
-    fn new() -> World {
+    fn new(means: Means) -> World {
         let port = |n| NodePort {
             number: PORT.0,
             interface: "p0".into(),
@@ -134,11 +152,17 @@ impl World {
             unleased: None,
             waits: Time::default(),
             replaced: false,
+            blocked: false,
+            entitled: None,
+            reaches: true,
+            booted: false,
             told: 0,
             published: NodeRecord { incarnation: 1, ports: vec![port(n)], ..NodeRecord::default() },
         };
         let mut world = World {
             now: Time(1_000_000_000_000),
+            means,
+            fences: Vec::new(),
             nodes: (0..N).map(node).collect(),
             record: (Record::of("a", 1, 1, 1), 1),
             revision: 1,
@@ -175,7 +199,7 @@ impl World {
         let condemned = (0..N).filter(|m| self.nodes[*m].condemned > 0);
         let verdicts = condemned.flat_map(|m| about(m).map(move |pair| (pair, m)));
         let verdicts = verdicts.map(|(pair, m)| (pair, self.nodes[m].condemned)).collect();
-        let now = self.now;
+        let (now, fenced) = (self.now, self.is_fenced());
         let node = &mut self.nodes[n];
         node.machine = Some(Machine::new());
         node.life += 1;
@@ -186,7 +210,7 @@ impl World {
         let names = |is_so: bool| if is_so { BTreeSet::from(["vs".to_owned()]) } else { BTreeSet::new() };
         let link = Link { ifindex: PORT, name: "p0".into(), up: true, carrier: true, mac: mac(n) };
         let start = Start {
-            config: config(n),
+            config: config(n, fenced),
             incarnation: node.incarnation,
             found: Found { links: vec![link], addresses: Vec::new() },
             bound: BTreeMap::new(),
@@ -202,7 +226,9 @@ impl World {
                 verdicts,
             }),
         };
+        node.booted = false;
         self.input(n, Input::Start(Box::new(start)));
+        self.set_storage(n, self.nodes[n].reaches);
         assert!(self.nodes[n].mark == 0 || self.nodes[n].real == Real::All, "marked, and nothing runs");
         self.watch(n);
         self.look(n);
@@ -211,7 +237,7 @@ impl World {
     /// The agent is killed. What runs goes on; what was being done stays undone.
     fn crash(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        (node.machine, node.job) = (None, None);
+        (node.machine, node.job, node.entitled) = (None, None, None);
         node.life += 1;
         node.reports.clear();
     }
@@ -220,7 +246,7 @@ impl World {
     fn kill(&mut self, n: usize) {
         self.crash(n);
         let node = &mut self.nodes[n];
-        (node.dead, node.mark, node.real) = (true, 0, Real::Nothing);
+        (node.dead, node.mark, node.real, node.blocked) = (true, 0, Real::Nothing, false);
     }
 
     /// Both others call it dead.
@@ -290,6 +316,7 @@ impl World {
             }
         }
         self.check(n);
+        self.check_entitled();
     }
 
     fn carry_out(&mut self, n: usize, effect: Effect) -> Option<Input> {
@@ -314,6 +341,8 @@ impl World {
                     node.reports.push(ResourceState::StartFailed("given up".into()));
                 }
             }
+            Effect::Fence { node, incarnation, .. } => self.order_fence(n, node, incarnation),
+            Effect::Entitle { incarnation, .. } => self.nodes[n].entitled = incarnation,
             Effect::Incarnation(incarnation) => self.nodes[n].incarnation = incarnation,
             Effect::Store(StoreRequest::Publish(record)) => self.nodes[n].published = record,
             Effect::Store(StoreRequest::Write { server, .. }) if server == MASTER => {}
@@ -328,10 +357,16 @@ impl World {
         let condemned = self.nodes[n].condemned >= self.nodes[n].incarnation;
         let own = record.node == NAMES[n] && record.released.is_none();
         assert!(own || condemned, "{} starts what is {record:?}", NAMES[n]);
-        for m in others(n).filter(|_| own) {
-            let other = &self.nodes[m];
-            assert!(other.real == Real::Nothing || other.replaced, "{} runs it too", NAMES[m]);
+        if own {
+            assert_eq!(record.unfenced, [], "started");
+            self.check_start(n);
+        } else if self.is_fenced() {
+            // Its agent makes sure of the lease before it mounts anything.
+            self.nodes[n].reports.push(ResourceState::StartFailed("no lease".into()));
+            return;
         }
+        assert!(self.nodes[n].reaches, "started without its storage");
+        self.nodes[n].blocked = false;
         let node = &mut self.nodes[n];
         assert_eq!((node.mark, node.job), (0, None), "started");
         node.replaced = !own;
@@ -352,7 +387,7 @@ impl World {
                 ResourceState::StartFailed("it does not start".into())
             }
             (Some(Job::Stop), true) => {
-                (node.real, node.replaced) = (Real::Nothing, false);
+                (node.real, node.replaced, node.blocked) = (Real::Nothing, false, false);
                 ResourceState::Stopped
             }
             (Some(Job::Stop), false) => {
@@ -417,10 +452,10 @@ impl World {
 
     /// A write of the record lands, perhaps long after its sender has given it up.
     fn store(&mut self, by: usize, record: &Record) {
-        if record.released.is_some() {
-            let node = &self.nodes[by];
-            assert_eq!((node.mark, node.real), (0, Real::Nothing), "released: {record:?}");
+        if record.released.is_some() && record.node == NAMES[by] {
+            assert_eq!(self.nodes[by].mark, 0, "released: {record:?}");
         }
+        self.check_unfenced(by, record);
         if record.taken_from.is_some() && self.record.0.node != NAMES[by] {
             let before = NAMES.iter().position(|name| *name == self.record.0.node).expect("a node");
             self.nodes[before].replaced = self.nodes[before].real != Real::Nothing;
@@ -483,9 +518,22 @@ impl World {
         assert!(idle || !long, "{} has had no lease for long: {:?}", NAMES[n], node.real);
     }
 
+    fn boot(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        if node.machine.is_none() && !node.dead && !(node.booted && node.cut) {
+            self.launch(n);
+        }
+    }
+
     /// Until nothing is left to be done; everything succeeds.
     fn finish(&mut self) {
         for _ in 0..50 {
+            for n in 0..N {
+                if self.nodes[n].booted {
+                    self.boot(n);
+                }
+            }
+            self.fence_all();
             self.now = self.now + Duration::from_secs(1);
             (0..N).for_each(|n| self.look(n));
             let mut k = 0;
@@ -509,106 +557,24 @@ impl World {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Land(usize),
-    GiveUp(usize),
-    Deliver(usize),
-    Watch(usize),
-    Look(usize),
-    Work(usize, bool),
-    Report(usize),
-    Break(usize),
-    Crash(usize),
-    Launch(usize),
-    Kill(usize),
-    Cut(usize),
-    Heal(usize),
-    Condemn(usize),
-    Wish(usize),
-    Drain(usize, bool),
-    Pass(u64),
-    Finish,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        8 => (0..3usize).prop_map(Step::Land),
-        2 => (0..3usize).prop_map(Step::GiveUp),
-        8 => (0..3usize).prop_map(Step::Deliver),
-        8 => (0..N).prop_map(Step::Watch),
-        6 => (0..N).prop_map(Step::Look),
-        8 => (0..N, prop::bool::weighted(0.6)).prop_map(|(n, well)| Step::Work(n, well)),
-        10 => (0..N).prop_map(Step::Report),
-        3 => (0..N).prop_map(Step::Break),
-        2 => (0..N).prop_map(Step::Crash),
-        4 => (0..N).prop_map(Step::Launch),
-        1 => (0..N).prop_map(Step::Kill),
-        3 => (0..N).prop_map(Step::Cut),
-        3 => (0..N).prop_map(Step::Heal),
-        4 => (0..N).prop_map(Step::Condemn),
-        2 => (0..N).prop_map(Step::Wish),
-        3 => (0..N, any::<bool>()).prop_map(|(n, on)| Step::Drain(n, on)),
-        4 => prop_oneof![1..400u64, 1000..40_000u64].prop_map(Step::Pass),
-        1 => Just(Step::Finish),
-    ]
-}
-
-impl World {
-    fn step(&mut self, step: Step) {
-        let out = |node: &Node| node.dead || node.cut;
-        match step {
-            Step::Land(k) if k < self.asked.len() => self.land(k),
-            Step::GiveUp(k) if k < self.asked.len() => self.give_up(k),
-            Step::Deliver(k) if k < self.answers.len() => self.deliver(k),
-            Step::Land(_) | Step::GiveUp(_) | Step::Deliver(_) => {}
-            Step::Watch(n) => self.watch(n),
-            Step::Look(n) => self.look(n),
-            Step::Work(n, well) => self.work(n, well),
-            Step::Report(n) => self.report(n),
-            Step::Break(n) => self.break_it(n),
-            Step::Crash(n) => self.crash(n),
-            Step::Launch(n) if self.nodes[n].machine.is_none() && !self.nodes[n].dead => self.launch(n),
-            Step::Launch(_) => {}
-            // One of them at a time: what is left is a majority.
-            Step::Kill(n) if !self.nodes.iter().any(out) => self.kill(n),
-            Step::Cut(n) if !self.nodes.iter().any(out) => self.nodes[n].cut = true,
-            Step::Kill(_) | Step::Cut(_) => {}
-            Step::Heal(n) => self.nodes[n].cut = false,
-            Step::Condemn(n) if out(&self.nodes[n]) => self.condemn(n),
-            Step::Condemn(_) => {}
-            Step::Wish(n) => {
-                self.revision += 1;
-                self.wish = (Some(n), self.revision);
-            }
-            Step::Drain(n, on) => self.draining[n] = on,
-            Step::Pass(ms) => {
-                self.now = self.now + Duration::from_millis(ms);
-                (0..N).for_each(|n| self.look(n));
-            }
-            Step::Finish => self.finish(),
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_the_order_it_runs_where_the_record_says_and_in_the_end_it_serves(
+        means in prop::sample::select(vec![Means::None, Means::Power, Means::Keys, Means::Watchdog]),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(means);
         steps.into_iter().for_each(|step| world.step(step));
         world.draining = [false; N];
         for n in 0..N {
             world.nodes[n].cut = false;
-            if world.nodes[n].dead && world.nodes[n].condemned == 0 {
+            world.set_storage(n, true);
+            if world.nodes[n].dead && world.nodes[n].condemned < world.nodes[n].incarnation {
                 world.condemn(n);
             }
-            if world.nodes[n].machine.is_none() && !world.nodes[n].dead {
-                world.launch(n);
-            }
+            world.boot(n);
         }
         (0..2).for_each(|_| world.finish());
         prop_assert_eq!(world.serving().len(), 1, "{:?}", world.record);

@@ -2,214 +2,13 @@
 //! peers. What holds in whatever order things happen is in `resources_stories`.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use super::tests::{ms, node, start};
-use crate::cluster::{Entry, MASTER, Record, Release, StoreChange, StoreInput, StoreRequest, Wish};
+use super::resources_world::*;
+use super::tests::{ms, start};
+use crate::cluster::{Entry, Record, Release, StoreInput, StoreRequest, Wish};
 use crate::config::{Failback, VirtualServer};
-use crate::{
-    Attachment, Effect, Event, EventKind, FailoverKind, IfIndex, Input, Machine, PeerReading, PeerSample,
-    Reason, ResourceState, TakeTimes, Time,
-};
-
-const SECOND: Duration = Duration::from_secs(1);
-const PORT: IfIndex = IfIndex(1);
-
-/// A machine of `a`, and what the store last told it.
-struct World {
-    machine: Machine,
-    now: Time,
-    revision: u64,
-    /// What it asked for when it was started,
-    started: Vec<Effect>,
-    /// and when it had read the store.
-    read: Vec<Effect>,
-}
-
-fn definition() -> VirtualServer {
-    VirtualServer { has_resources: true, ..VirtualServer::new("vs", vec!["10.0.0.10/24".parse().unwrap()]) }
-}
-
-fn vip() -> IpAddr {
-    IpAddr::from([10, 0, 0, 10])
-}
-
-impl World {
-    /// An agent starts where this was left: the mark on, everything running, the record so.
-    fn start(definition: VirtualServer, marked: bool, running: bool, record: Option<Record>) -> World {
-        let mut start = start();
-        start.config.timing.announce_repeat = Vec::new();
-        start.config.servers = vec![definition];
-        let names = |is_so| if is_so { BTreeSet::from(["vs".to_owned()]) } else { BTreeSet::new() };
-        (start.marked, start.running) = (names(marked), names(running));
-        let mut machine = Machine::new();
-        let started = machine.handle(ms(0), Input::Start(Box::new(start)));
-        let mut world = World { machine, now: ms(0), revision: 1, started, read: Vec::new() };
-        world.tell(Input::Attached(PORT, Attachment::Native));
-        if marked && !running {
-            world.tell(Input::MarkCleared("vs".into()));
-        }
-        world.hear(true);
-        let nodes = ["b", "c"].map(|name| Entry::Node(name.into(), Some(node(true))));
-        let records = [("vs", record), (MASTER, Some(Record::of("c", 1, 1, 1)))];
-        let records = records.map(|(name, record)| Entry::Record(name.into(), record));
-        let all = nodes.into_iter().chain(records).map(|entry| StoreChange { revision: 1, entry }).collect();
-        let read = world.tell(Input::Store(StoreInput::All(all)));
-        World { read, ..world }
-    }
-
-    /// It serves what it owns.
-    fn serving() -> World {
-        World::start(definition(), true, true, Some(own(1)))
-    }
-
-    /// It owns nothing, and nothing runs; the record is this one.
-    fn idle(record: Record) -> World {
-        let mut world = World::start(definition(), false, false, Some(record));
-        assert_eq!(world.read, [stop()]);
-        assert_eq!(world.report(ResourceState::Stopped), [], "nothing ran: that is no news");
-        world
-    }
-
-    /// It has just taken it, and its file systems and services are being started.
-    fn starting() -> World {
-        let mut world = World::idle(Record::of("b", 1, 1, 1));
-        let mut effects =
-            world.changed(Entry::Record("vs".into(), Some(released("b", 1, "a", Reason::Drain))));
-        effects.extend(world.written(own(2)));
-        assert!(effects.contains(&Effect::StartResources("vs".into())), "{effects:?}");
-        world
-    }
-
-    fn tell(&mut self, input: Input) -> Vec<Effect> {
-        self.machine.handle(self.now, input)
-    }
-
-    fn report(&mut self, state: ResourceState) -> Vec<Effect> {
-        self.tell(Input::Resources { server: "vs".into(), state })
-    }
-
-    fn cleared(&mut self) -> Vec<Effect> {
-        self.tell(Input::MarkCleared("vs".into()))
-    }
-
-    fn changed(&mut self, entry: Entry) -> Vec<Effect> {
-        self.revision += 1;
-        let change = StoreChange { revision: self.revision, entry };
-        self.tell(Input::Store(StoreInput::Changed(vec![change])))
-    }
-
-    /// Our own write has succeeded.
-    fn written(&mut self, record: Record) -> Vec<Effect> {
-        self.revision += 1;
-        let revision = self.revision;
-        self.tell(Input::Store(StoreInput::Written { server: "vs".into(), record, revision }))
-    }
-
-    /// The others are heard, and this node has a lease, or not.
-    fn hear(&mut self, lease: bool) -> Vec<Effect> {
-        let at = self.now;
-        let sample =
-            |slot| PeerSample { slot, incarnation: 1, heard: Some(at), answered: Some(at), refuses: false };
-        self.tell(Input::Peers(PeerReading {
-            peers: vec![sample(1), sample(2)],
-            steady_since: ms(0),
-            lease: lease.then(|| at + Duration::from_millis(50)),
-            ports: vec![(PORT, Some(at))],
-        }))
-    }
-
-    /// So much time goes by, with a look at the others every second and at the end.
-    fn pass(&mut self, time: Duration) -> Vec<Effect> {
-        let end = self.now + time;
-        let mut all = Vec::new();
-        while self.now < end {
-            let next = self.machine.deadline().unwrap_or(end).min(self.now + SECOND).min(end);
-            self.now = next.max(self.now + Duration::from_millis(1));
-            all.extend(self.hear(true));
-        }
-        all
-    }
-
-    fn event(&self, kind: EventKind) -> Effect {
-        Effect::Event(Event { at: self.now, failover: None, kind })
-    }
-
-    fn failed(&self, what: &str) -> Effect {
-        self.event(EventKind::ResourcesFailed { server: "vs".into(), what: what.into() })
-    }
-
-    fn started(&self, seconds: f64) -> Effect {
-        self.event(EventKind::ResourcesStarted { server: "vs".into(), seconds })
-    }
-
-    fn stopped(&self, seconds: f64) -> Effect {
-        self.event(EventKind::ResourcesStopped { server: "vs".into(), seconds })
-    }
-
-    fn leaving(&self, to: &str, reason: Reason) -> Effect {
-        self.event(EventKind::Leaving { server: "vs".into(), to: to.into(), reason })
-    }
-
-    fn state(&self) -> String {
-        self.machine.snapshot(self.now).virtual_servers[0].state.clone()
-    }
-
-    /// What is asked for when its mark goes on.
-    fn served(&self, epoch: u64) -> Vec<Effect> {
-        vec![
-            Effect::Mark { server: "vs".into(), incarnation: Some(1) },
-            Effect::Permit { address: vip(), server: "vs".into(), port: Some(PORT) },
-            Effect::AddAddress(PORT, vip()),
-            Effect::Announce(PORT, vip()),
-            self.event(EventKind::Serving { server: "vs".into(), epoch }),
-            Effect::ResetConnections("vs".into()),
-        ]
-    }
-
-    /// This is written over what the store last told.
-    fn write(&self, record: Record) -> Effect {
-        Effect::Store(StoreRequest::Write { server: "vs".into(), expected: self.revision, record })
-    }
-}
-
-fn start_it() -> Effect {
-    Effect::StartResources("vs".into())
-}
-
-fn stop() -> Effect {
-    Effect::StopResources("vs".into())
-}
-
-/// What is asked for when its mark goes off.
-fn unserved() -> [Effect; 3] {
-    [
-        Effect::Mark { server: "vs".into(), incarnation: None },
-        Effect::RemoveAddress(PORT, vip()),
-        Effect::Steer { segment: "office".into(), ports: vec![PORT], via: None },
-    ]
-}
-
-fn own(epoch: u64) -> Record {
-    Record::of("a", 1, 1, epoch)
-}
-
-fn released(node: &str, epoch: u64, to: &str, reason: Reason) -> Record {
-    let released = Some(Release { next: Some(to.into()), reason, stopping: None });
-    Record { released, ..Record::of(node, 1, 1, epoch) }
-}
-
-fn failed_on(nodes: &[&str], record: Record) -> Record {
-    Record { failed_on: nodes.iter().map(|n| (*n).to_owned()).collect(), ..record }
-}
-
-/// Released for the reason that it has failed, by `a`, where stopping took so long.
-fn given_up(to: &str, nodes: &[&str], epoch: u64, stopping: Duration) -> Record {
-    let released =
-        Some(Release { next: Some(to.into()), reason: Reason::ServiceFailed, stopping: Some(stopping) });
-    failed_on(nodes, Record { released, ..own(epoch) })
-}
+use crate::{Effect, Event, EventKind, FailoverKind, Input, Machine, Reason, ResourceState, TakeTimes};
 
 #[test]
 fn it_is_taken_then_started_then_served() {
@@ -485,11 +284,13 @@ fn a_restarted_agent_goes_on_where_it_was() {
     assert_eq!((marks(&world), world.state().as_str()), (0, "serving"));
     assert_eq!(world.read, [Effect::Announce(PORT, vip())]);
 
-    // It was about to be served.
+    // It was about to be served, or this node has another incarnation now. Clients of what runs on may be connected to it.
     let mut world = World::start(definition(), false, true, Some(own(1)));
     assert_eq!(world.read, touch(&world));
     let effects = world.written(own(1));
-    assert_eq!(effects, world.served(1));
+    let mut served = world.served(1);
+    assert_eq!(served.pop(), Some(Effect::ResetConnections("vs".into())));
+    assert_eq!(effects, served);
 
     // Half of it was started; the same, where services died with the agent.
     for marked in [false, true] {

@@ -167,7 +167,8 @@ impl Machine {
         };
         let mut order: Vec<Candidate> = fit
             .iter()
-            .filter(|n| cluster.reaches(n, &segments))
+            .filter(|n| cluster.reaches(n, &segments) && cluster.reaches_units(n, &definition.storage_units))
+            .filter(|n| !cluster.is_unfenced(server, n))
             .filter(|n| pinned_to.is_none_or(|owner| owner == **n || next == Some(**n)))
             .filter(|n| definition.only_on.is_empty() || definition.only_on.iter().any(|o| o == **n))
             .filter(|n| self.apart_from(definition, n, hands).is_none())
@@ -220,6 +221,8 @@ impl Machine {
             let to = wish.to.as_str();
             if fit().contains(&to)
                 && cluster.reaches(to, &segments)
+                && cluster.reaches_units(to, &definition.storage_units)
+                && !cluster.is_unfenced(server, to)
                 && permitted(to)
                 && is_apart(to).is_none()
                 && (wish.master.is_none() || definition.migrate && self.is_in_force(wish) && !has_failed(to))
@@ -231,13 +234,21 @@ impl Machine {
             return None;
         }
         // Where it has failed it goes only if it has failed here too.
-        let fails = self.has_failed(index);
+        let fails = self.has_failed(index) || self.hangs(index);
         let best = || {
             let first = self.order(server, &fit(), &hands()).first().map(|c| c.node)?;
             (fails || !has_failed(first)).then(|| first.to_owned())
         };
+        if self.is_storage_lost(definition)
+            && cluster.reachable
+            && let Some(first) = self.order(server, &fit(), &hands()).first()
+        {
+            return Some((first.node.to_owned(), Reason::StorageLost));
+        }
+        // What fails for want of storage waits for what the others say of that.
         if fails
             && cluster.reachable
+            && !self.is_storage_in_doubt(definition)
             && let Some(to) = best().filter(|to| !has_failed(to))
         {
             return Some((to, Reason::ServiceFailed));

@@ -14,10 +14,14 @@ impl Cluster {
         if record.released.is_some() {
             return (None, "starting", record.epoch);
         }
+        if self.is_dead(record) {
+            return (Some(record.node.clone()), "failed", record.epoch); // however its next incarnation is
+        }
         let slot = self.members.get(&record.node).map(|m| m.slot);
         let state = match slot.map(|slot| self.node_state(&record.node, slot)) {
             // The owner, too: nobody else can have it.
             Some(NodeState::Up | NodeState::Draining) if record.failed_on.contains(&record.node) => "failed",
+            Some(NodeState::Up | NodeState::Draining) if !record.unfenced.is_empty() => "starting",
             Some(NodeState::Up | NodeState::Draining) => "serving",
             Some(NodeState::Dead | NodeState::Unknown) | None => "failed",
         };
@@ -71,6 +75,12 @@ impl Machine {
             Some(owner) if owner == cluster.me => Some((Some(owner), "failed", epoch)),
             owner => Some((owner, state, epoch)),
         }
+    }
+
+    /// Why a virtual server that is not served isn't, where that has to do with fencing or storage.
+    pub(in crate::machine) fn why_not(&self, server: &str) -> Option<String> {
+        let cluster = self.cluster.as_ref()?;
+        self.why_unfenced(cluster, server).or_else(|| self.why_no_storage(cluster, server))
     }
 
     /// The store answers, and has been read.

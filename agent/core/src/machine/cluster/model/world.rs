@@ -349,7 +349,10 @@ impl World {
             | Effect::Permit { .. }
             | Effect::Take(_)
             | Effect::Forget(_)
-            | Effect::ForgetUnresolved(_) => None,
+            | Effect::ForgetUnresolved(_)
+            // Nothing here is fenced.
+            | Effect::Fence { .. }
+            | Effect::Entitle { .. } => None,
             Effect::StartResources(_) => {
                 node.runs = Runs::Starting;
                 None
