@@ -27,6 +27,8 @@ CLIENT_PACKAGES := libnfs13 e2fsprogs
 TEST_PACKAGES := iputils-ping openssl libfaketime procps smbclient dbus-daemon
 # And an SMB server.
 SMB_PACKAGES := samba
+# A browser for the web page; Prometheus brings its own tool for rules and metrics.
+WATCH_PACKAGES := chromium-headless-shell fonts-dejavu-core
 LINT_PACKAGES := rust-web-clippy rustfmt-web
 BENCH_PACKAGES := keepalived
 
@@ -75,8 +77,9 @@ setup-demo: setup
 	$(call install,$(CLIENT_PACKAGES))
 
 setup-test: setup-demo
-	$(call install,$(TEST_PACKAGES))
+	$(call install,$(TEST_PACKAGES) $(WATCH_PACKAGES))
 	$(call install_idle,samba,$(SMB_PACKAGES),smbd nmbd samba-ad-dc)
+	$(call install_idle,prometheus,prometheus,prometheus)
 
 # A rustup toolchain brings its own.
 setup-lint: setup

@@ -30,7 +30,7 @@ pub use path::{
     LinkErrors, PathSample, PeerPort, PeerReading, PeerSample, ProbePort, Reading, TargetSample, peer_ports,
 };
 pub use snapshot::{
-    AddressView, ConflictView, NodeView, PathView, PortState, PortView, SegmentView, ServerView, Snapshot,
-    StorageView, TargetView, Watcher,
+    AddressView, ConflictView, NodePortView, NodeView, PathView, PortState, PortView, SegmentView,
+    ServerView, Snapshot, StorageView, TargetView, Watcher,
 };
 pub use time::Time;

@@ -46,7 +46,7 @@ pub struct Snapshot {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
     /// Name.
     pub name: String,
@@ -54,6 +54,23 @@ pub struct NodeView {
     pub state: String,
     /// 0 to 1 of capacity.
     pub load: f64,
+    /// It has a vote and takes no virtual servers.
+    #[serde(default)]
+    pub witness: bool,
+    /// Its ports, as it last told of them.
+    #[serde(default)]
+    pub ports: Vec<NodePortView>,
+}
+
+/// A port of any node, as the others know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortView {
+    /// Interface name.
+    pub interface: String,
+    /// Segment name.
+    pub segment: String,
+    /// Clients can be served by it, as far as its node knows.
+    pub usable: bool,
 }
 
 /// State of a port.

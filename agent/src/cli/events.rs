@@ -105,7 +105,7 @@ pub(super) fn describe(record: &Record) -> String {
 }
 
 /// What happened, without the time.
-pub(super) fn sentence(event: &Event) -> String {
+pub(crate) fn sentence(event: &Event) -> String {
     match &event.kind {
         EventKind::Started { incarnation, adopted, removed } => {
             format!(

@@ -29,6 +29,9 @@ use crate::control::ClientError;
 use crate::slow::clean::{self, Cleaned};
 use crate::{demo, slow};
 
+pub(crate) use events::sentence;
+pub(crate) use plan::as_json as plan_as_json;
+
 /// Exit status of a bad configuration (EX_USAGE of sysexits.h, as in the program's documentation).
 pub const BAD_CONFIGURATION: u8 = 64;
 

@@ -84,23 +84,34 @@ pub(super) fn command(
     )))
 }
 
-/// What the agent knows of the cluster. Whether balance is on, and whether the cluster rests after a move, doesn't
-/// matter here: the plan shows what would even loads out.
+/// What the agent knows of the cluster.
 fn ask_agent(socket: &Path) -> Result<Planning, CliError> {
     let mut answers = ask(socket, &Request::Plan(PlanRequest {}))?;
     answers.limit(Some(PATIENCE))?;
     let line = answers.next().ok_or_else(|| {
         CliError::Other("the agent has gone without an answer; see `journalctl -u baton`".to_owned())
     })??;
-    let mut planning: Planning = serde_json::from_str(&line)?;
+    whatever_rests(serde_json::from_str(&line)?).map_err(CliError::Other)
+}
+
+/// The plan as of now, whether balance is on or not, and whether the cluster rests after a move or not.
+fn whatever_rests(mut planning: Planning) -> Result<Planning, String> {
     if planning.situation.nodes.is_empty() {
-        return Err(CliError::Other(
-            "the agent has not measured anything yet; ask again in a few seconds".to_owned(),
-        ));
+        return Err("the agent has not measured anything yet; ask again in a few seconds".to_owned());
     }
     planning.situation.rested = None;
     planning.policy.balance = true;
     Ok(planning)
+}
+
+/// What `baton plan --json` prints.
+///
+/// # Errors
+/// Nothing has been measured yet, or the situation can't be planned.
+pub(crate) fn as_json(planning: Planning) -> Result<String, String> {
+    let Planning { situation, policy, .. } = whatever_rests(planning)?;
+    let plan = plan::plan(&situation, &policy).map_err(|e| e.to_string())?;
+    serde_json::to_string(&Answer::of(&plan)).map_err(|e| e.to_string())
 }
 
 /// What becomes of a plan for a living cluster.

@@ -73,7 +73,7 @@ pub(super) fn status() -> Status {
         quorum: true,
         store: true,
         lease_ms: None,
-        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.21 }],
+        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.21, ..NodeView::default() }],
         ports: vec![
             port("eth0", PortState::Good),
             port("eth1", PortState::Held),

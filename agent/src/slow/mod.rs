@@ -282,7 +282,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         tokio::spawn(sampler.run());
         tokio::spawn(kernel_messages(messages));
         if let Some(listen) = agent.telemetry.listen {
-            tokio::spawn(telemetry::run(listen, metrics.clone(), published.clone()));
+            tokio::spawn(telemetry::run(listen, metrics.clone(), published.clone(), state.clone()));
         }
         match control::bind(&agent.control) {
             Ok(listener) => {

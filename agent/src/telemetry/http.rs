@@ -1,46 +1,48 @@
-//! HTTP, read-only: `/metrics`, `/status.json`, and an index.
+//! HTTP, read-only: `/metrics`, `/status.json`, and the web page.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::{Metrics, Published};
+use super::{Metrics, Published, web};
 
 /// Content type of `/metrics` (OpenMetrics 1.0).
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Prometheus' own format, 0.0.4.
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// Time between two attempts to listen.
 const RETRY: Duration = Duration::from_secs(5);
 
-const INDEX: &str =
-    "Baton\n\n/metrics      for Prometheus (OpenMetrics)\n/status.json  what `baton status --json` prints\n";
-
-/// The pages.
-pub fn router(metrics: Arc<Metrics>, published: Published) -> Router {
-    Router::new()
-        .route("/", get(|| async { INDEX }))
+/// The pages; the journal is in the folder `state`.
+pub fn router(metrics: Arc<Metrics>, published: Published, state: PathBuf) -> Router {
+    web::router(published.clone(), state)
         .route("/metrics", get(page_metrics).with_state(metrics))
         .route("/status.json", get(page_status).with_state(published))
 }
 
 /// Serves the pages on `address` until dropped. An address that can't be had is reported loudly and tried again: HTTP
 /// is not worth an agent that doesn't run.
-pub async fn run(address: SocketAddr, metrics: Arc<Metrics>, published: Published) {
-    run_with(address, metrics, published, RETRY).await;
+pub async fn run(address: SocketAddr, metrics: Arc<Metrics>, published: Published, state: PathBuf) {
+    run_with(address, metrics, published, state, RETRY).await;
 }
 
 pub(super) async fn run_with(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     published: Published,
+    state: PathBuf,
     retry: Duration,
 ) {
     let mut told = false;
@@ -48,7 +50,7 @@ pub(super) async fn run_with(
         let served = async {
             let listener = TcpListener::bind(address).await?;
             told = false;
-            serve(listener, metrics.clone(), published.clone()).await
+            serve(listener, metrics.clone(), published.clone(), state.clone()).await
         };
         let error = served.await.err().map_or_else(String::new, |e| e.to_string());
         if !told {
@@ -63,15 +65,62 @@ pub(super) async fn run_with(
 ///
 /// # Errors
 /// As `axum::serve`: none is known to happen, failed accepts are retried.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, published: Published) -> io::Result<()> {
-    axum::serve(listener, router(metrics, published)).await
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    published: Published,
+    state: PathBuf,
+) -> io::Result<()> {
+    axum::serve(listener, router(metrics, published, state)).await
 }
 
-async fn page_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
+/// Whoever does not ask for OpenMetrics gets the older format, which everything reads.
+async fn page_metrics(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    let open = accepted.is_some_and(|accepted| accepted.contains("application/openmetrics-text"));
     match metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(text) if open => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, PLAIN)], plain(&text)).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// OpenMetrics in the older format: there a family has the name of its samples, an info is a gauge, and nothing says where the
+/// page ends.
+pub fn plain(openmetrics: &str) -> String {
+    let kinds: HashMap<&str, &str> =
+        openmetrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let called = |family: &str| match kinds.get(family) {
+        Some(&"counter") => format!("{family}_total"),
+        Some(&"info") => format!("{family}_info"),
+        Some(_) | None => family.to_owned(),
+    };
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let described = line.strip_prefix("# ").and_then(|rest| {
+            let (what, rest) = rest.split_once(' ')?;
+            let (family, is) = rest.split_once(' ')?;
+            Some((what, family, is))
+        });
+        match described {
+            Some(("HELP", family, help)) => text.push_str(&format!("# HELP {} {help}\n", called(family))),
+            Some(("TYPE", family, kind)) => {
+                let kind = match kind {
+                    "info" | "stateset" => "gauge",
+                    "unknown" => "untyped",
+                    kind => kind,
+                };
+                text.push_str(&format!("# TYPE {} {kind}\n", called(family)));
+            }
+            Some(_) => {} // units are in the names
+            None if line.starts_with('#') => {}
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
 }
 
 async fn page_status(State(published): State<Published>) -> Response {

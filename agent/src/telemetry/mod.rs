@@ -7,6 +7,7 @@ mod http;
 mod metrics;
 #[cfg(test)]
 mod tests;
+mod web;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::journal::Record;
 
-pub use http::{router, run, serve};
+pub use http::{plain, router, run, serve};
 pub use metrics::Metrics;
 
 /// Events that a slow reader may lag behind before it misses some (it is told how many).

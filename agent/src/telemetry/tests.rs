@@ -12,7 +12,7 @@ fn sample() -> Snapshot {
         incarnation: 7,
         quorum: true,
         lease_ms: Some(48),
-        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.25 }],
+        nodes: vec![NodeView { name: "fs1".into(), state: "up".into(), load: 0.25, ..NodeView::default() }],
         ports: vec![PortView {
             interface: "eth0".into(),
             segment: "office".into(),
@@ -240,8 +240,12 @@ fn silence_makes_it_stale() {
 
 /// One request by hand; the answer's head and body.
 async fn get(address: std::net::SocketAddr, path: &str) -> (String, String) {
+    get_as(address, path, "*/*").await
+}
+
+async fn get_as(address: std::net::SocketAddr, path: &str, accept: &str) -> (String, String) {
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("asked");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("answered");
@@ -250,13 +254,21 @@ async fn get(address: std::net::SocketAddr, path: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn http_serves_metrics_status_and_an_index() {
+async fn http_serves_metrics_status_and_a_page() {
     let (_publisher, published) = published();
     let metrics = Arc::new(Metrics::new(published.clone()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
-    let server = tokio::spawn(serve(listener, metrics, published));
+    let state = tempfile::tempdir().expect("a folder");
+    let server = tokio::spawn(serve(listener, metrics, published, state.path().to_owned()));
     let (head, body) = get(address, "/metrics").await;
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    assert!(
+        body.contains("# TYPE baton_foreign_claims_total counter\n") && !body.contains("# EOF"),
+        "{body}"
+    );
+    let (head, body) =
+        get_as(address, "/metrics", "application/openmetrics-text;version=1.0.0,*/*;q=0.1").await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
     assert!(
         head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
@@ -266,7 +278,11 @@ async fn http_serves_metrics_status_and_an_index() {
     let (head, body) = get(address, "/status.json").await;
     assert!(head.contains("content-type: application/json"), "{head}");
     assert!(serde_json::from_str::<Status>(&body).is_ok(), "{body}");
-    assert!(get(address, "/").await.1.contains("/status.json"));
+    let (head, body) = get(address, "/").await;
+    assert!(head.contains("content-security-policy: default-src 'self'"), "{head}");
+    assert!(body.contains("status.json"), "{body}");
+    let (head, body) = get(address, "/plan.json").await;
+    assert!(head.starts_with("http/1.1 503") && body.contains("not measured"), "{head} {body}");
     assert!(get(address, "/nothing").await.0.starts_with("http/1.1 404"));
     server.abort();
 }
@@ -278,7 +294,8 @@ async fn an_address_in_use_is_taken_once_it_is_free() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = other.local_addr().expect("an address");
     let retry = Duration::from_millis(5);
-    let server = tokio::spawn(http::run_with(address, metrics, published, retry));
+    let state = tempfile::tempdir().expect("a folder");
+    let server = tokio::spawn(http::run_with(address, metrics, published, state.path().to_owned(), retry));
     tokio::time::sleep(10 * retry).await;
     assert!(!server.is_finished());
     drop(other);

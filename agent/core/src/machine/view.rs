@@ -3,13 +3,22 @@
 use super::ports::Programs;
 use super::resources::Resources;
 use super::{Machine, Server, Vip};
-use crate::{AddressView, ConflictView, NodeView, PortView, ServerView, Snapshot, Time};
+use crate::{AddressView, ConflictView, NodePortView, NodeView, PortView, ServerView, Snapshot, Time};
 
 impl Machine {
     /// The published view as of `now`.
     pub fn snapshot(&self, now: Time) -> Snapshot {
         let node = self.config.as_ref().map(|c| c.node.clone()).unwrap_or_default();
-        let alone = || vec![NodeView { name: node.clone(), state: "up".into(), load: self.node_load() }];
+        let own_port = |p: &super::ports::Port| NodePortView {
+            interface: p.interface.clone(),
+            segment: p.segment.clone(),
+            usable: p.is_usable(),
+        };
+        let alone = || {
+            let ports = self.ports.iter().map(own_port).collect();
+            let (name, state) = (node.clone(), "up".into());
+            vec![NodeView { name, state, load: self.node_load(), witness: false, ports }]
+        };
         let (quorum, lease_ms) = self.cluster_lease();
         Snapshot {
             incarnation: self.incarnation,

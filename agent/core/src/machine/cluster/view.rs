@@ -3,9 +3,9 @@
 use super::super::Machine;
 use super::super::resources::Phase;
 use super::Cluster;
-use crate::NodeView;
-use crate::cluster::MASTER;
+use crate::cluster::{MASTER, Member, NodePort};
 use crate::plan::NodeState;
+use crate::{NodePortView, NodeView};
 
 impl Cluster {
     /// Node that owns a virtual server, how it is there, as far as this node knows, and the epoch.
@@ -49,10 +49,20 @@ impl Machine {
 
     pub(in crate::machine) fn cluster_nodes(&self, own_load: f64) -> Option<Vec<NodeView>> {
         let cluster = self.cluster.as_ref()?;
-        let view = |m: &crate::cluster::Member| NodeView {
-            name: m.name.clone(),
-            state: cluster.node_state(&m.name, m.slot).name().to_owned(),
-            load: if m.slot == cluster.slot { own_load } else { cluster.load_of(&m.name) },
+        let port = |p: &NodePort| NodePortView {
+            interface: p.interface.clone(),
+            segment: p.segment.clone(),
+            usable: p.usable,
+        };
+        let view = |m: &Member| {
+            let record = cluster.nodes.get(&m.name);
+            NodeView {
+                name: m.name.clone(),
+                state: cluster.node_state(&m.name, m.slot).name().to_owned(),
+                load: if m.slot == cluster.slot { own_load } else { cluster.load_of(&m.name) },
+                witness: record.is_some_and(|r| r.witness),
+                ports: record.map(|r| r.ports.iter().map(port).collect()).unwrap_or_default(),
+            }
         };
         Some(cluster.members.nodes.iter().map(view).collect())
     }
