@@ -48,7 +48,12 @@ const GUARD: &str = "( while kill -0 $1 2>/dev/null; do sleep 0.5; done
 
 /// Two nodes and a witness, with the virtual server; `more` are lines for its service.
 pub fn spec(more: &str) -> ClusterSpec {
-    let mut spec = ClusterSpec::new().server(SERVER, &[&format!("{ADDRESS}/24")], &resources(more));
+    fenced_spec("fence = \"none\"\ni_accept_corruption = true", more)
+}
+
+/// The same, with other words about fencing.
+pub fn fenced_spec(fence: &str, more: &str) -> ClusterSpec {
+    let mut spec = ClusterSpec::new().server(SERVER, &[&format!("{ADDRESS}/24")], &resources(fence, more));
     spec.witnesses = vec!["n3".to_owned()];
     // An agent that is killed here is started again, however slow the machine is just now: who takes over from it, without
     // fencing, mounts what is still mounted.
@@ -56,12 +61,13 @@ pub fn spec(more: &str) -> ClusterSpec {
     spec
 }
 
-fn resources(more: &str) -> String {
+fn resources(fence: &str, more: &str) -> String {
     format!(
-        "fence = \"none\"\ni_accept_corruption = true\n\
-         [[virtual_server.filesystem]]\ndevice = {LINK:?}\nmount = {MOUNT:?}\ntype = \"ext4\"\n\
+        "{fence}\n\
+         [[virtual_server.filesystem]]\ndevice = {LINK:?}\nmount = {MOUNT:?}\ntype = \"ext4\"\nstorage_unit = \"disk\"\n\
          [[virtual_server.service]]\nkind = \"nfs-ganesha\"\nprotocols = [3, 4]\nmonitor_every = \"200ms\"\n\
-         exports = [{{ path = {MOUNT:?}, squash = \"none\" }}]\n{more}\n"
+         exports = [{{ path = {MOUNT:?}, squash = \"none\" }}]\n{more}\n\
+         [[storage_unit]]\nname = \"disk\"\nlimit = \"1s\"\n"
     )
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::ptr;
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::error::{Context, LabError};
@@ -179,7 +179,13 @@ impl NfsClient {
             mounted_again: 0,
             given_up: false,
         };
-        client.connect()?;
+        let begun = Instant::now();
+        while let Err(error) = client.connect() {
+            if begun.elapsed() >= limit {
+                return Err(error);
+            }
+            thread::sleep(PAUSE);
+        }
         Ok(client)
     }
 

@@ -1,4 +1,4 @@
-//! `baton apply`, `move`, `drain`, `resume`: what an administrator asks of the whole cluster, through its store.
+//! `baton apply`, `move`, `drain`, `resume`, `confirm-off`: what an administrator asks of the whole cluster, through its store.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use baton_core::Config;
-use baton_core::cluster::{Entry, Record};
+use baton_core::cluster::{Entry, Record, StoreChange};
 
 use super::CliError;
 use crate::config::{Definitions, Loaded, StoreKind};
@@ -17,6 +17,9 @@ use crate::store::etcd::{Etcd, EtcdError};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How often a record is tried to be written while somebody else writes it.
+const ATTEMPTS: u32 = 16;
 
 fn other(error: impl std::fmt::Display) -> CliError {
     CliError::Other(error.to_string())
@@ -292,6 +295,51 @@ pub(super) fn resume(loaded: &Loaded, node: &str) -> Result<(), CliError> {
         known("node", node, definitions(&etcd).await?.members.iter().map(String::as_str))?;
         etcd.set_drain(node, false).await.map_err(other)?;
         writeln!(std::io::stdout(), "{node} may be used again")?;
+        Ok(())
+    })
+}
+
+/// An administrator answers for it that a node is off, where it could not be fenced: takes it out of the lists of those who may have
+/// something mounted.
+pub(super) fn confirm_off(loaded: &Loaded, node: &str, it_is_off: bool) -> Result<(), CliError> {
+    let etcd = etcd(loaded)?;
+    run(async {
+        known("node", node, definitions(&etcd).await?.members.iter().map(String::as_str))?;
+        let waiting = |c: StoreChange| match c.entry {
+            Entry::Record(server, Some(record)) if record.unfenced.iter().any(|(n, _)| n == node) => {
+                Some((server, record, c.revision))
+            }
+            _ => None,
+        };
+        let mut done = Vec::new();
+        // A record may be written meanwhile: then it is looked at again.
+        for _ in 0..ATTEMPTS {
+            let (changes, _) = etcd.load().await.map_err(other)?;
+            let listed: Vec<_> = changes.into_iter().filter_map(waiting).collect();
+            if listed.is_empty() {
+                break;
+            }
+            let names: Vec<&str> = listed.iter().map(|(server, ..)| server.as_str()).collect();
+            if !it_is_off {
+                return Err(CliError::Other(format!(
+                    "{node} may have the file systems of {} mounted; if it runs and writes, starting them elsewhere destroys them: \
+                     see that it is off, and say it with --it-is-off",
+                    names.join(", ")
+                )));
+            }
+            for (server, record, revision) in listed {
+                let mut unfenced = record.unfenced.clone();
+                unfenced.retain(|(n, _)| n != node);
+                let record = Record { unfenced, ..record };
+                if etcd.set_record(&server, revision, &record).await.map_err(other)? {
+                    done.push(server);
+                }
+            }
+        }
+        match done.is_empty() {
+            true => writeln!(std::io::stdout(), "nothing waits for {node} to be fenced")?,
+            false => writeln!(std::io::stdout(), "{node} counts as off for {}", done.join(", "))?,
+        }
         Ok(())
     })
 }

@@ -206,7 +206,10 @@ pub(crate) fn sentence(event: &Event) -> String {
             format!("{node} is fenced for {server}, after {seconds:.3} s")
         }
         EventKind::FenceFailed { server, node, what } => {
-            format!("FAILED: {server} is not started, for {node} could not be fenced; trying again: {what}")
+            format!(
+                "FAILED: {server} is not started, for {node} could not be fenced: {what}; trying again (if you have seen that {node} is \
+                 off: `baton confirm-off {node} --it-is-off`)"
+            )
         }
         EventKind::Storage { unit, state, what } => {
             let what = what.as_ref().map_or(String::new(), |what| format!(": {what}"));

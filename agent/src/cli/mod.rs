@@ -81,6 +81,14 @@ enum Command {
         /// The node
         node: String,
     },
+    /// Answer for it that a node is off, where it could not be fenced
+    ConfirmOff {
+        /// The node
+        node: String,
+        /// You have seen that it is off: nothing that it had mounted is written any more
+        #[arg(long)]
+        it_is_off: bool,
+    },
     /// Show which node should have what, and why, without doing it
     Plan(plan::Options),
     /// Show ports, virtual servers and conflicts
@@ -174,6 +182,7 @@ impl Cli {
             Command::Move { server, to } => cluster::change_owner(&load(file)?, &server, &to),
             Command::Drain { node } => cluster::drain(&load(file)?, &node),
             Command::Resume { node } => cluster::resume(&load(file)?, &node),
+            Command::ConfirmOff { node, it_is_off } => cluster::confirm_off(&load(file)?, &node, it_is_off),
             Command::Plan(ref options) => plan::command(options, || Ok(self.places()?.socket)),
             Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
             Command::Top => top::command(&self.places()?.socket),

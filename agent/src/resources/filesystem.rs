@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -122,7 +123,10 @@ pub fn start(fs: &Filesystem, patience: &Patience<'_>, stuck: impl FnOnce(Proces
     };
     let (device, point) = (text(&fs.device), text(&fs.mount));
     let (kind, data) = (text(Path::new(&fs.kind)), text(Path::new(&data)));
-    let mounted = in_child(patience, || mount(Some(&*device), &*point, Some(&*kind), flags, Some(&*data)));
+    let mounted = in_child(patience, || {
+        forget_cached(&device);
+        mount(Some(&*device), &*point, Some(&*kind), flags, Some(&*data))
+    });
     match mounted {
         Ok(Ok(())) => Ok(()),
         Ok(Err(errno)) => failed(format!("mount: {}{}", errno.desc(), hint(errno))),
@@ -134,6 +138,21 @@ pub fn start(fs: &Filesystem, patience: &Patience<'_>, stuck: impl FnOnce(Proces
             }
             failed(text)
         }
+    }
+}
+
+mod ioctl {
+    // BLKFLSBUF of linux/fs.h
+    nix::ioctl_none!(flush_buffers, 0x12, 97);
+}
+
+/// What the kernel still has of a device may be older than what another node has written since. Whoever looks at the device now and
+/// then (a probe, udev) may have kept that from being forgotten when it was unmounted here.
+fn forget_cached(device: &std::ffi::CStr) {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    if let Ok(device) = open(device, flags, Mode::empty()) {
+        // SAFETY: takes no argument. Where it fails, mount(2) will tell what is wrong with the device.
+        let _ = unsafe { ioctl::flush_buffers(device.as_raw_fd()) };
     }
 }
 

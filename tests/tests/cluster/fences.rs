@@ -101,6 +101,26 @@ fn nothing_is_started_before_a_dead_owner_is_fenced() -> Result<()> {
     never_two(judge)
 }
 
+/// An administrator who has seen that it is off answers for it.
+#[test]
+fn what_cannot_be_fenced_is_confirmed_by_hand() -> Result<()> {
+    let mut fenced = Fenced::start("confirmed")?;
+    let judge = fenced.cluster.judge()?;
+    std::thread::sleep(Duration::from_secs(2));
+    let nothing = fenced.cluster.done("n2", &["confirm-off", "n1", "--it-is-off"])?;
+    ensure!(nothing.contains("nothing waits for n1"), "{nothing}");
+    let _dark = fenced.cluster.power_off("n1")?;
+    wait_until("a failure to fence", LONG, || !fenced.events("fence_failed").is_empty())?;
+    let refused = fenced.cluster.done("n2", &["confirm-off", "n1"]);
+    ensure!(refused.is_err_and(|e| e.to_string().contains("--it-is-off")), "without a word that it is off");
+    ensure!(fenced.cluster.holders(ip(ADDRESS))?.is_empty(), "served");
+    let done = fenced.cluster.done("n2", &["confirm-off", "n1", "--it-is-off"])?;
+    ensure!(done.contains("n1 counts as off for projects"), "{done}");
+    fenced.cluster.wait_held(ip(ADDRESS), |node| node != "n1")?;
+    ensure!(fenced.events("fenced").is_empty(), "nobody was fenced");
+    never_two(judge)
+}
+
 #[test]
 fn a_unit_that_is_lost_on_one_node_is_served_by_another_one() -> Result<()> {
     let fenced = Fenced::start("unit-lost")?;

@@ -5,6 +5,7 @@
 
 use baton_lab::clock;
 use baton_lab::files::{self, FileCluster, MOUNT, NODES};
+use baton_lab::lun::Way;
 use baton_lab::nfs::NfsClient;
 use baton_lab::transfer::{Contents, check_stable};
 use baton_lab::{Transfer, Work};
@@ -32,7 +33,11 @@ fn contents(name: &str, seed: u64) -> Contents {
 
 impl Watched {
     fn start(name: &str) -> Result<Watched> {
-        let files = FileCluster::start(name, files::spec(""))?;
+        Watched::start_with(name, files::spec(""))
+    }
+
+    fn start_with(name: &str, spec: ClusterSpec) -> Result<Watched> {
+        let files = FileCluster::start(name, spec)?;
         files.move_to("n1")?;
         let (read, written) = (contents("read", 1), contents("written", 2));
         files.client()?.enter(|| -> Result<()> {
@@ -123,6 +128,68 @@ impl Watched {
         ensure!(files.disks.mounted_on(&NODES)? == [owner], "mounted elsewhere");
         never_two(judge)
     }
+}
+
+/// The node's path to the disk returns errors, and the other node's does not. The server tells its clients of errors that it gets, so
+/// theirs is to ask again; what they were told is stable is there.
+#[test]
+fn files_are_served_elsewhere_when_a_path_to_the_disk_fails() -> Result<()> {
+    let Watched { files, reader, writer, written, judge, mounts } = Watched::start("files-eio")?;
+    let owner = files.owner()?;
+    files.disks.lun.set(&owner, Way::Fails)?;
+    wait_until("another node to serve", LONG, || files.owner().is_ok_and(|now| now != owner))?;
+    let events = files.cluster.agent(&owner)?.events()?;
+    let left = |e: &serde_json::Value| e["event"] == "leaving" && e["reason"] == "storage_lost";
+    ensure!(events.iter().any(left), "{events:?}");
+    let (read, wrote) = (reader.stop(), writer.stop());
+    ensure!(read.wrong.is_empty() && wrote.wrong.is_empty(), "{:?} {:?}", read.wrong, wrote.wrong);
+    let (wrong, new) = files.client()?.enter(|| -> Result<_> {
+        let mut client = NfsClient::mount(files::ADDRESS, MOUNT, PATIENCE)?;
+        contents("new", 3).write(&mut client, 0)?;
+        Ok((check_stable(&mut client, &written, CHUNK, &wrote)?, contents("new", 3)))
+    })??;
+    ensure!(wrong.is_empty(), "not there: {wrong:?}");
+    let reader = Transfer::start(files.client()?, &new, Work::Read { chunk: CHUNK }, PATIENCE)?;
+    reader.wait(100, Duration::ZERO, PATIENCE)?;
+    let again = reader.stop();
+    ensure!(again.failed.is_none() && again.wrong.is_empty(), "{:?} {:?}", again.failed, again.wrong);
+    files.disks.lun.set(&owner, Way::Well)?;
+    let (looked, doubles) = mounts.finish();
+    ensure!(looked > 50 && doubles.is_empty(), "{looked} looks, mounted twice: {doubles:?}");
+    never_two(judge)
+}
+
+/// The node's path to the disk answers nothing any more: it can't be unmounted there, so the node is fenced, and the other one goes
+/// on with the files.
+#[test]
+fn files_are_served_on_when_a_path_to_the_disk_hangs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let agent = folder.path().join("fence");
+    // It waits until the node is off, as one does that asks a power supply.
+    std::fs::write(
+        &agent,
+        "#!/bin/sh\ncd \"$(dirname \"$0\")\"\ncat > told.new\nmv told.new told\nuntil test -e off; do sleep 0.02; done\n",
+    )?;
+    std::fs::set_permissions(&agent, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let fences = NODES.map(|node| {
+        format!("[[fence]]\nnode = {node:?}\nagent = {agent:?}\nparameters = {{ plug = {node:?} }}\n")
+    });
+    let mut watched =
+        Watched::start_with("files-hang", files::fenced_spec("fence = \"agent\"", &fences.concat()))?;
+    let owner = watched.files.owner()?;
+    let at = clock::now();
+    watched.files.disks.lun.set(&owner, Way::Hangs)?;
+    let told = folder.path().join("told");
+    wait_until("the node to be fenced", LONG, || told.exists())?;
+    let told = std::fs::read_to_string(&told)?;
+    ensure!(told.contains(&format!("plug={owner}\n")), "{told}");
+    watched.files.power_off(&owner)?;
+    std::fs::write(folder.path().join("off"), "")?;
+    watched.goes_on("a path that hangs", at)?;
+    watched.files.power_on(&owner)?;
+    let now = watched.files.wait_well()?;
+    ensure!(now != owner, "{owner} serves again");
+    watched.finish()
 }
 
 #[test]

@@ -27,7 +27,7 @@ mod serve;
 
 use std::collections::BTreeMap;
 
-use baton_core::cluster::{Members, StoreChange, Wish};
+use baton_core::cluster::{Members, Record, StoreChange, Wish};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use crate::config::EtcdConfig;
@@ -188,6 +188,15 @@ impl Etcd {
             true => self.put(&key, "1".to_owned()).await,
             false => self.delete(&key).await,
         }
+    }
+
+    /// Writes an owner record, if it still has this revision. Returns whether it was written.
+    ///
+    /// # Errors
+    /// Nobody answers; the name is none.
+    pub async fn set_record(&self, server: &str, expected: u64, record: &Record) -> Result<bool, EtcdError> {
+        let expected = i64::try_from(expected).unwrap_or(i64::MAX); // of no key: etcd counts so far only
+        self.swap_surely(&self.keys.owner(server)?, expected, keys::json(record)).await
     }
 
     /// Says which generation of the definitions a node has started with.
