@@ -1,7 +1,7 @@
-//! A client of NFS version 3: libnfs, a library in user space (Debian's libnfs13), which is loaded when a client is made. It
-//! connects again when its connection is gone, and then asks again what was not answered. When connecting fails, as to an
-//! address that nobody has for a while, this version of the library gives up for good: then the export is mounted anew, and its files
-//! are opened again.
+//! A client of NFS version 3: libnfs, a library in user space (Debian's libnfs13), which is loaded when a client is made. When its
+//! connection is gone the export is mounted anew, its files are opened again, and what was not answered is asked again. The
+//! library could connect again by itself, but this version of it keeps what it had got of an answer, and takes the first bytes of
+//! the new connection for the rest; and it gives up for good when connecting fails, as to an address that nobody has for a while.
 //!
 //! A client belongs to the thread that made it: its sockets are in that thread's network namespace.
 
@@ -200,7 +200,7 @@ impl NfsClient {
         }
         let (server, export) = (self.server, &self.export);
         let url =
-            text(&format!("nfs://{server}{export}?version=3&nfsport=2049&mountport=20048&autoreconnect=-1"))?;
+            text(&format!("nfs://{server}{export}?version=3&nfsport=2049&mountport=20048&autoreconnect=0"))?;
         let (server, export) = (text(&server.to_string())?, text(export)?);
         // SAFETY: the context is new and the text has an end; the URL is only needed for what it sets in the context.
         unsafe {

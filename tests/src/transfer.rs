@@ -284,11 +284,14 @@ impl Worker {
         let mut offset = 0;
         while self.is_to_go_on() {
             let data = client.read(file, offset, chunk)?;
-            let right =
-                data == self.contents.at(0, offset, chunk.min((self.contents.bytes - offset) as usize));
+            let wanted = self.contents.at(0, offset, chunk.min((self.contents.bytes - offset) as usize));
             self.note(client, data.len(), |log| {
-                if !right {
-                    log.wrong.push(format!("read {} bytes at {offset}", data.len()));
+                if data != wanted {
+                    log.wrong.push(format!(
+                        "read {} bytes at {offset}: {}",
+                        data.len(),
+                        difference(&data, &wanted)
+                    ));
                 }
             });
             offset += chunk as u64;
@@ -395,6 +398,14 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Where bytes begin to be others than wanted, and what is there.
+fn difference(data: &[u8], wanted: &[u8]) -> String {
+    let first = data.iter().zip(wanted).position(|(is, should)| is != should);
+    let Some(first) = first else { return format!("{} were wanted", wanted.len()) };
+    let hex = |bytes: &[u8]| bytes[first..].iter().take(40).map(|b| format!("{b:02x}")).collect::<String>();
+    format!("from byte {first} on {} instead of {}", hex(data), hex(wanted))
 }
 
 /// What of a file that was written by [`Work::Write`] or [`Work::Commit`] is not as its client was told, chunk by chunk: each holds
