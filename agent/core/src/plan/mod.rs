@@ -51,19 +51,19 @@ pub fn plan(situation: &Situation, policy: &Policy) -> Result<Plan, Mistake> {
     even_out_all(&mut draft);
     draft.retry();
     if let Some(ordered) = order::order(&draft) {
-        return Ok(finish(&draft, ordered));
+        return Ok(finish(draft, ordered));
     }
     // With next to no room left, what is even can't always be reached one by one; what is placed comes first.
     if let Some(ordered) = order::order(&placed).or_else(|| order::by_log(&placed)) {
-        return Ok(finish(&placed, ordered));
+        return Ok(finish(placed, ordered));
     }
     let (ordered, out) = order::partly(&placed);
     placed.state = ordered.state.clone();
     for server in out {
-        placed.unplaced.push((server, placed.hindrance(server)));
+        let hindrance = placed.hindrance(server);
+        placed.unplaced.push((server, hindrance));
     }
-    placed.unplaced.sort_by_key(|u| u.0);
-    Ok(finish(&placed, ordered))
+    Ok(finish(placed, ordered))
 }
 
 /// Who is to take every virtual server when its node dies, or has died; by name.
@@ -113,8 +113,30 @@ fn even_out_all(draft: &mut Draft) {
     }
 }
 
-fn finish(draft: &Draft, mut ordered: Ordered) -> Plan {
+/// Not every step of the draft may have been made: what found no place in the draft may find one after those that were.
+fn fill<'p>(draft: &mut Draft<'p>, ordered: &mut Ordered<'p>) {
     let problem = draft.state.problem;
+    let nowhere = |u: &(u32, Hindrance)| {
+        ordered.state.at[u.0 as usize] == NOWHERE && !matches!(u.1, Hindrance::Pinned { .. })
+    };
+    let (mut waiting, mut unplaced): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut draft.unplaced).into_iter().partition(nowhere);
+    // What made room for another has left what it had to leave.
+    unplaced.retain(|(server, _)| ordered.state.at[*server as usize] == draft.home(*server));
+    waiting.sort_by_key(|u| (u32::MAX - problem.servers[u.0 as usize].priority, u.0));
+    waiting.retain(|(server, _)| match ordered.state.best(*server, 0.0, false, |_| false) {
+        Some(place) => !ordered.make(*server, place.node, &(draft.missing(*server), place.choice)),
+        None => true,
+    });
+    draft.state = ordered.state.clone();
+    unplaced.extend(waiting.into_iter().map(|(server, _)| (server, draft.hindrance(server))));
+    unplaced.sort_by_key(|u| u.0);
+    draft.unplaced = unplaced;
+}
+
+fn finish<'p>(mut draft: Draft<'p>, mut ordered: Ordered<'p>) -> Plan {
+    let problem = draft.state.problem;
+    fill(&mut draft, &mut ordered);
     for step in &mut ordered.steps {
         for loads in [&mut step.from_load, &mut step.to_load, &mut step.highest] {
             *loads = (tidy(loads.0), tidy(loads.1));

@@ -18,7 +18,7 @@ impl<'p> Ordered<'p> {
     }
 
     /// Makes the step if it is permitted now.
-    fn make(&mut self, server: u32, to: u32, why: &(Cause, Choice)) -> bool {
+    pub(super) fn make(&mut self, server: u32, to: u32, why: &(Cause, Choice)) -> bool {
         if !self.state.may_put(server, to) {
             return false;
         }
@@ -64,7 +64,7 @@ type Pending<'d> = (u32, u32, &'d (Cause, Choice));
 
 /// The steps that lead to `draft`; `None` if no order was found for those that have to be made.
 pub(super) fn order<'p>(draft: &Draft<'p>) -> Option<Ordered<'p>> {
-    let (mut ordered, left, last) = must_be_made(draft);
+    let (mut ordered, left, last) = must_be_made(draft, &vec![false; draft.why.len()]);
     if !left.is_empty() {
         return None;
     }
@@ -74,25 +74,42 @@ pub(super) fn order<'p>(draft: &Draft<'p>) -> Option<Ordered<'p>> {
 
 /// As many of those that have to be made as there is an order for; what is left goes elsewhere, or stays and is returned.
 pub(super) fn partly<'p>(draft: &Draft<'p>) -> (Ordered<'p>, Vec<u32>) {
-    let (mut ordered, left, _) = must_be_made(draft);
-    let mut out = Vec::new();
-    for (server, _, (cause, _)) in left {
-        let place = ordered.state.best(server, 0.0, false, |_| false);
-        match (place, cause) {
-            (_, Cause::MakesRoom(_)) => {}
-            (Some(place), _) => _ = ordered.make(server, place.node, &(cause.clone(), place.choice)),
-            (None, _) => out.push(server),
+    let problem = draft.state.problem;
+    let mut kept = vec![false; problem.servers.len()];
+    loop {
+        let (mut ordered, left, _) = must_be_made(draft, &kept);
+        let mut out = Vec::new();
+        for (server, _, (cause, _)) in left {
+            let place = ordered.state.best(server, 0.0, false, |_| false);
+            match (place, cause) {
+                (_, Cause::MakesRoom(_)) => {}
+                (Some(place), _) => _ = ordered.make(server, place.node, &(cause.clone(), place.choice)),
+                (None, _) => out.push(server),
+            }
+        }
+        // What would make room for something that stays where it is stays, too.
+        let stays = |name: &str| out.iter().any(|s| problem.servers[*s as usize].name == name);
+        let in_vain = |step: &&Step| matches!(&step.why.cause, Cause::MakesRoom(name) if stays(name));
+        let vain: Vec<&str> = ordered.steps.iter().filter(in_vain).map(|step| step.server.as_str()).collect();
+        if vain.is_empty() {
+            return (ordered, out);
+        }
+        for (server, kept) in kept.iter_mut().enumerate() {
+            *kept |= vain.contains(&problem.servers[server].name.as_str());
         }
     }
-    (ordered, out)
 }
 
-fn must_be_made<'d, 'p>(draft: &'d Draft<'p>) -> (Ordered<'p>, Vec<Pending<'d>>, Vec<Pending<'d>>) {
+/// `kept` (by virtual server) are not moved.
+fn must_be_made<'d, 'p>(
+    draft: &'d Draft<'p>,
+    kept: &[bool],
+) -> (Ordered<'p>, Vec<Pending<'d>>, Vec<Pending<'d>>) {
     let problem = draft.state.problem;
     let mut ordered = Ordered::new(problem);
     let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
     for (server, to) in draft.state.at.iter().copied().enumerate() {
-        if to == NOWHERE || to == ordered.state.at[server] {
+        if to == NOWHERE || to == ordered.state.at[server] || kept[server] {
             continue;
         }
         let Some(why) = &draft.why[server] else { continue };

@@ -59,8 +59,7 @@ impl<'p> Draft<'p> {
                 self.unplaced.push((server, hindrance));
                 continue;
             }
-            let nobody = problem.home[server as usize] == NOWHERE;
-            let cause = if nobody { Cause::Unowned } else { Cause::OwnerDead };
+            let cause = self.missing(server);
             if let Some(place) = self.state.best(server, 0.0, false, |_| false) {
                 self.put(server, place, cause);
             } else if !self.make_room(server, &cause, 0.0) {
@@ -68,6 +67,21 @@ impl<'p> Draft<'p> {
             }
         }
         self.unplaced.sort_by_key(|u| u.0);
+    }
+
+    /// Where something is before the plan; what a dead node had is nowhere.
+    pub(super) fn home(&self, server: u32) -> u32 {
+        let problem = self.state.problem;
+        let home = problem.home[server as usize];
+        if problem.is(home, NodeState::Dead) { NOWHERE } else { home }
+    }
+
+    /// Why something is nowhere.
+    pub(super) fn missing(&self, server: u32) -> Cause {
+        match self.state.problem.home[server as usize] {
+            NOWHERE => Cause::Unowned,
+            _ => Cause::OwnerDead,
+        }
     }
 
     /// Places all that is nowhere.
