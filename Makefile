@@ -3,7 +3,7 @@
 #   make demo    build, then show failovers in a lab of network namespaces
 #   make test    build, then run all tests
 #   make bench   build with optimisation, then measure against keepalived and a minimal program
-#   make fuzz    feed the parser of probe frames with what libFuzzer makes up, for FUZZ_SECONDS (300)
+#   make fuzz    feed the parser of probe frames with what libFuzzer makes up, then that of configurations, for FUZZ_SECONDS (300) each
 #   make setup   only install what the others need
 #   make install put the agent, its unit and an example configuration on this machine
 
@@ -128,6 +128,7 @@ fuzz: setup
 	$(call install,g++)
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --version 0.13.2 --locked
 	cd common/fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none parse_probe -- -max_total_time=$(FUZZ_SECONDS)
+	BATON_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --workspace --test config_fuzz -- --nocapture
 
 install: setup
 	$(CARGO) build --locked --release -p baton

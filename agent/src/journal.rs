@@ -9,13 +9,14 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use baton_core::{Event, EventKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::mpsc;
 
+use crate::hooks::Hooks;
 use crate::telemetry::{Metrics, Published, boot_time};
 
 /// Name of the current file in the state folder.
@@ -152,12 +153,13 @@ impl Journal {
     }
 }
 
-/// Writes every event that comes, counts it, and hands it on to those who follow. Ends when the sending side is gone. To be run on the slow thread: it writes to the disk without further ado.
+/// Writes every event that comes, counts it, and hands it on to hooks and to those who follow. Ends when the sending side is gone. To be run on the slow thread: it writes to the disk without further ado.
 pub async fn run(
     mut events: mpsc::Receiver<Event>,
     mut journal: Journal,
     published: Published,
     metrics: Arc<Metrics>,
+    hooks: Hooks,
 ) {
     let mut failing = false;
     while let Some(event) = events.recv().await {
@@ -180,6 +182,7 @@ pub async fn run(
                 }
             }
         }
+        hooks.tell(&record);
         published.tell(record);
     }
 }
@@ -191,6 +194,8 @@ pub struct Filter {
     pub since: Option<SystemTime>,
     /// Only what concerns this virtual server, which has these addresses.
     pub server: Option<(String, BTreeSet<IpAddr>)>,
+    /// The failovers, of the agent's life that is being read, that have passed: what is told of their end passes, too.
+    pub failovers: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl Filter {
@@ -200,7 +205,9 @@ impl Filter {
             return false;
         }
         let Some((name, addresses)) = &self.server else { return true };
-        match &record.event.kind {
+        let mut failovers = self.failovers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = record.event.failover.is_some_and(|number| failovers.contains(&number));
+        let passes = match &record.event.kind {
             EventKind::Serving { server, .. }
             | EventKind::Taken { server, .. }
             | EventKind::Leaving { server, .. }
@@ -222,14 +229,17 @@ impl Filter {
             | EventKind::AddressConflict { address, .. }
             | EventKind::AddressConflictOver { address, .. }
             | EventKind::ForeignClaim { address, .. } => addresses.contains(address),
-            EventKind::Started { .. }
-            | EventKind::InterfaceAbsent { .. }
+            EventKind::FailoverDone { .. } => known,
+            EventKind::Started { .. } => {
+                failovers.clear(); // they are numbered from 1 again
+                false
+            }
+            EventKind::InterfaceAbsent { .. }
             | EventKind::Port { .. }
             | EventKind::Segment { .. }
             | EventKind::TargetSilent { .. }
             | EventKind::TargetAnswers { .. }
             | EventKind::Stranded { .. }
-            | EventKind::FailoverDone { .. }
             | EventKind::SteeringDeleted { .. }
             | EventKind::Storage { .. }
             | EventKind::Attached { .. }
@@ -245,7 +255,11 @@ impl Filter {
             | EventKind::Resumed { .. }
             | EventKind::Resynced
             | EventKind::EffectFailed { .. } => false,
+        };
+        if let Some(number) = record.event.failover.filter(|_| passes) {
+            failovers.insert(number);
         }
+        passes
     }
 }
 

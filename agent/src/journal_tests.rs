@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use baton_core::Time;
+use baton_core::{FailoverKind, Reason, Rebinding, Time};
 
 use super::*;
 use crate::telemetry;
@@ -110,8 +110,37 @@ fn since_and_server_choose() {
         journal.append(&Record { time: at(time), event: serving(server, time) }).expect("written");
     }
     assert_eq!(epochs(&since(folder.path(), at(20)).expect("read")), [20, 30]);
-    let filter = Filter { since: None, server: Some(("p".into(), BTreeSet::new())) };
+    let filter = Filter { server: Some(("p".into(), BTreeSet::new())), ..Filter::default() };
     assert_eq!(epochs(&read(folder.path(), 9, |r| filter.passes(r)).expect("read")), [10, 30]);
+}
+
+/// The end of a failover names no virtual server: it goes with its beginning. The next agent counts from one again.
+#[test]
+fn the_end_of_a_failover_goes_with_its_beginning() {
+    let address: IpAddr = "10.0.0.10".parse().expect("an address");
+    let filter = Filter { server: Some(("p".into(), [address].into())), ..Filter::default() };
+    let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
+    let record = |failover, kind| Record::now(Event { at: Time(1), failover, kind });
+    let begun = |failover, address: &str| {
+        let address = address.parse().expect("an address");
+        let moves = vec![Rebinding { address, from: None, to: "eth1".into() }];
+        record(Some(failover), EventKind::Failover { kind, reason, moves })
+    };
+    let done = |failover| {
+        record(Some(failover), EventKind::FailoverDone { kind, reason, addresses: 1, stages: [].into() })
+    };
+    let started = record(None, EventKind::Started { incarnation: 2, adopted: 0, removed: 0 });
+    let all = [
+        (begun(1, "10.0.0.10"), true),
+        (begun(2, "10.0.0.99"), false),
+        (done(2), false),
+        (done(1), true),
+        (started, false),
+        (done(1), false),
+    ];
+    for (record, passes) in all {
+        assert_eq!(filter.passes(&record), passes, "{record:?}");
+    }
 }
 
 #[test]
@@ -129,7 +158,7 @@ async fn a_disk_that_refuses_stops_nobody_and_is_used_again() {
     let metrics = Arc::new(Metrics::new(published.clone()));
     let mut live = published.events();
     let (sender, reports) = mpsc::channel(4);
-    let task = tokio::spawn(run(reports, Journal::new(&state), published, metrics.clone()));
+    let task = tokio::spawn(run(reports, Journal::new(&state), published, metrics.clone(), Hooks::default()));
     for n in 1..=2 {
         sender.send(serving("p", n)).await.expect("taken");
         assert_eq!(epochs(&[(*live.recv().await.expect("told")).clone()]), [n]);

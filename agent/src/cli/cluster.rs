@@ -233,7 +233,12 @@ fn may_be(
 }
 
 /// Asks the owner to give the virtual server to that node, and waits until it has it.
-pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<(), CliError> {
+pub(super) fn change_owner(
+    loaded: &Loaded,
+    server: &str,
+    to: &str,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let etcd = etcd(loaded)?;
     run(async {
         let definitions = definitions(&etcd).await?;
@@ -244,7 +249,7 @@ pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<()
         let is_there = |r: &Record| r.node == to && r.released.is_none();
         if wait_until(&etcd, |all| all.get(server).is_some_and(is_there)).await? {
             etcd.ask_move(server, None).await.map_err(other)?;
-            writeln!(std::io::stdout(), "{server} is on {to}")?;
+            writeln!(out, "{server} is on {to}")?;
             return Ok(());
         }
         etcd.ask_move(server, None).await.map_err(other)?;
@@ -257,7 +262,7 @@ pub(super) fn change_owner(loaded: &Loaded, server: &str, to: &str) -> Result<()
 }
 
 /// Asks a node to give up everything, and waits until it has.
-pub(super) fn drain(loaded: &Loaded, node: &str) -> Result<(), CliError> {
+pub(super) fn drain(loaded: &Loaded, node: &str, out: &mut dyn Write) -> Result<(), CliError> {
     let etcd = etcd(loaded)?;
     run(async {
         let definitions = definitions(&etcd).await?;
@@ -277,31 +282,32 @@ pub(super) fn drain(loaded: &Loaded, node: &str) -> Result<(), CliError> {
             )));
         }
         match left.is_empty() {
-            true => writeln!(std::io::stdout(), "{node} is drained")?,
-            false => writeln!(
-                std::io::stdout(),
-                "{node} is drained but for what is pinned there: {}",
-                left.join(", ")
-            )?,
+            true => writeln!(out, "{node} is drained")?,
+            false => writeln!(out, "{node} is drained but for what is pinned there: {}", left.join(", "))?,
         }
         Ok(())
     })
 }
 
 /// Ends a drain.
-pub(super) fn resume(loaded: &Loaded, node: &str) -> Result<(), CliError> {
+pub(super) fn resume(loaded: &Loaded, node: &str, out: &mut dyn Write) -> Result<(), CliError> {
     let etcd = etcd(loaded)?;
     run(async {
         known("node", node, definitions(&etcd).await?.members.iter().map(String::as_str))?;
         etcd.set_drain(node, false).await.map_err(other)?;
-        writeln!(std::io::stdout(), "{node} may be used again")?;
+        writeln!(out, "{node} may be used again")?;
         Ok(())
     })
 }
 
 /// An administrator answers for it that a node is off, where it could not be fenced: takes it out of the lists of those who may have
 /// something mounted.
-pub(super) fn confirm_off(loaded: &Loaded, node: &str, it_is_off: bool) -> Result<(), CliError> {
+pub(super) fn confirm_off(
+    loaded: &Loaded,
+    node: &str,
+    it_is_off: bool,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let etcd = etcd(loaded)?;
     run(async {
         known("node", node, definitions(&etcd).await?.members.iter().map(String::as_str))?;
@@ -337,8 +343,8 @@ pub(super) fn confirm_off(loaded: &Loaded, node: &str, it_is_off: bool) -> Resul
             }
         }
         match done.is_empty() {
-            true => writeln!(std::io::stdout(), "nothing waits for {node} to be fenced")?,
-            false => writeln!(std::io::stdout(), "{node} counts as off for {}", done.join(", "))?,
+            true => writeln!(out, "nothing waits for {node} to be fenced")?,
+            false => writeln!(out, "{node} counts as off for {}", done.join(", "))?,
         }
         Ok(())
     })

@@ -85,7 +85,7 @@ fn left_behind(places: &Places, file: &Path, options: &Options) -> Result<(), Cl
         }
         None => None,
     };
-    let filter = Filter { since: options.since, server };
+    let filter = Filter { since: options.since, server, ..Filter::default() };
     let records = journal::read(&places.state, usize::MAX, |r| filter.passes(r));
     for record in records.map_err(|e| CliError::Other(e.to_string()))? {
         if options.json {

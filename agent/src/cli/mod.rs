@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod doctor;
 mod events;
 mod log;
 mod paths;
@@ -27,6 +28,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
 use crate::slow::clean::{self, Cleaned};
+use crate::telemetry::Action;
 use crate::{demo, slow};
 
 pub(crate) use events::sentence;
@@ -51,10 +53,14 @@ enum Command {
     /// Run the agent
     Run,
     /// Check a configuration and touch nothing
+    ///
+    /// Reads the file alone, so that it can be checked anywhere; `baton doctor` looks at the machine that it is for.
     Check {
         /// The file, instead of --config
         file: Option<PathBuf>,
     },
+    /// Look at this machine: is it fit for Baton, and is anything in its way?
+    Doctor(doctor::Options),
     /// Write what is defined for the whole cluster
     Apply {
         /// The file, with `[cluster]`, `[timing]`, `[[segment]]` and `[[virtual_server]]`
@@ -176,13 +182,18 @@ impl Cli {
         match self.command {
             Command::Run => slow::run(load(file)?).map_err(|e| CliError::Other(e.to_string())),
             Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
+            Command::Doctor(ref options) => doctor::command(file, options),
             Command::Apply { file: definitions, dry_run } => {
                 cluster::apply(&load(file)?, &definitions, dry_run)
             }
-            Command::Move { server, to } => cluster::change_owner(&load(file)?, &server, &to),
-            Command::Drain { node } => cluster::drain(&load(file)?, &node),
-            Command::Resume { node } => cluster::resume(&load(file)?, &node),
-            Command::ConfirmOff { node, it_is_off } => cluster::confirm_off(&load(file)?, &node, it_is_off),
+            Command::Move { server, to } => {
+                cluster::change_owner(&load(file)?, &server, &to, &mut io::stdout())
+            }
+            Command::Drain { node } => cluster::drain(&load(file)?, &node, &mut io::stdout()),
+            Command::Resume { node } => cluster::resume(&load(file)?, &node, &mut io::stdout()),
+            Command::ConfirmOff { node, it_is_off } => {
+                cluster::confirm_off(&load(file)?, &node, it_is_off, &mut io::stdout())
+            }
             Command::Plan(ref options) => plan::command(options, || Ok(self.places()?.socket)),
             Command::Status { json, watch } => status::command(&self.places()?.socket, json, watch),
             Command::Top => top::command(&self.places()?.socket),
@@ -202,6 +213,20 @@ impl Cli {
             (Some(file), _) => Ok(config::places(file)?),
         }
     }
+}
+
+/// Does what was asked for on the web page, as the command of the same name does; returns what that would print.
+pub(crate) fn act(loaded: &Loaded, action: &Action) -> Result<String, String> {
+    let mut out = Vec::new();
+    let done = match action {
+        Action::Check {} => Ok(()),
+        Action::Move { server, to } => cluster::change_owner(loaded, server, to, &mut out),
+        Action::Drain { node } => cluster::drain(loaded, node, &mut out),
+        Action::Resume { node } => cluster::resume(loaded, node, &mut out),
+        Action::ConfirmOff { node, it_is_off } => cluster::confirm_off(loaded, node, *it_is_off, &mut out),
+    };
+    done.map_err(|e| text::one_line(&e.to_string()))?;
+    Ok(String::from_utf8_lossy(&out).trim_end().to_owned())
 }
 
 /// Loads the configuration; warnings go to the log.

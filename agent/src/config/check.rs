@@ -43,6 +43,9 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         raw.servers.iter().for_each(|s| warn_alone(s, f));
         fencing::warn_alone(&raw, f);
     }
+    if let Some(file) = &raw.token_file {
+        warn_token(file.at, raw.listen, etcd.is_some(), f);
+    }
     let (timing, lease, _) = timing(&raw.timing, f);
     let agent = agent_config(&raw, lease, etcd, f);
     let core = Config {
@@ -150,6 +153,24 @@ fn check_definitions(raw: &Raw, f: &mut Findings) {
     check_servers(raw, f);
     fencing::check(raw, f);
     check_places(&raw.servers, f);
+}
+
+/// A token that lets nobody do anything, or not as one may think.
+fn warn_token(at: usize, listen: Option<Listen>, cluster: bool, f: &mut Findings) {
+    match listen {
+        _ if !cluster => f.warn(
+            at,
+            "`token_file` does nothing with the store \"file\": there is no other node to move anything to",
+            "remove it",
+        ),
+        Some(Listen::Off) => f.warn(at, "`token_file` does nothing: `listen` is \"off\"", "remove one of the two"),
+        Some(Listen::On(address)) if !address.ip().is_loopback() => f.warn(
+            at,
+            "actions on the web page are taken from this node itself only: elsewhere the token would cross the network unencrypted",
+            "use an SSH tunnel to this node, or a proxy with TLS on it; `listen` may then be 127.0.0.1",
+        ),
+        Some(Listen::On(_)) | None => {}
+    }
 }
 
 fn node_name(name: Option<&At<String>>, f: &mut Findings) -> Option<String> {
@@ -432,12 +453,14 @@ fn agent_config(
                 Some(Listen::On(address)) => Some(address),
                 Some(Listen::Off) => None,
             },
+            token_file: raw.token_file.as_ref().map(|file| file.value.clone()),
         },
         lease,
         cluster,
         resources: all_resources(raw),
         units: fencing::units(raw),
         watchdog: raw.watchdog.clone().unwrap_or_else(|| "/dev/watchdog".into()),
+        hooks: raw.hooks.clone(),
     }
 }
 

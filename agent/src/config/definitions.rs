@@ -68,9 +68,7 @@ impl Definitions {
     /// # Errors
     /// As [`super::load`].
     pub fn load(path: &Path) -> Result<(Definitions, String, Problems), ConfigErrors> {
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+        let (text, file) = super::read(path)?;
         let (definitions, warnings) = Definitions::parse(&text, &file)?;
         Ok((definitions, text, warnings))
     }

@@ -13,6 +13,7 @@
 //! | `control.socket`, `control.group` | `/run/baton/baton.sock`, `"baton"` (root alone if there is no such group) |
 //! | `paths.state`, `paths.bpffs` | `/var/lib/baton`, `/sys/fs/bpf/baton` |
 //! | `telemetry.listen` | `127.0.0.1:9477`; `"off"`: no HTTP |
+//! | `telemetry.token_file` | none: the web page only shows |
 //! | `timing.*` | probe_interval 10 ms, lease 50 ms, hold_down 1 s, hold_down_max 60 s, announce_repeat 10 ms, 100 ms, 1 s |
 //! | `segment.gateway`, `probe_targets`, `port_failback` | none, none, `"spread"` |
 //! | `balance.*` | [`baton_core::config::Balance`] |
@@ -23,6 +24,7 @@
 //! | `storage_unit.device`, `interval`, `limit` | the device of the first file system that names it, 100 ms, 1 s |
 //! | `filesystem.options`, `fsck`, `start_limit`, `stop_limit` | none, false, 30 s, 30 s |
 //! | `service.start_limit`, `stop_limit`, `monitor_every`, `monitor_limit`, `restarts` | 30 s, 30 s, 10 s, 10 s, 3 |
+//! | `hook.timeout`, `name` | 10 s, that of its program |
 //!
 //! Ports and segments have no default: at least one of each must be there.
 
@@ -32,6 +34,7 @@ mod check;
 mod definitions;
 mod etcd;
 mod fencing;
+mod hooks;
 mod names;
 mod problem;
 mod reader;
@@ -45,6 +48,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use baton_core::Config;
+
+use crate::hooks::Hook;
 
 pub use definitions::{Definitions, DefinitionsError};
 pub use fencing::{Fence, FenceAction, FenceAgent, Fencing, Parameter, StorageUnit};
@@ -93,6 +98,8 @@ pub struct AgentConfig {
     pub units: Vec<StorageUnit>,
     /// The watchdog device of this node; absolute.
     pub watchdog: PathBuf,
+    /// Programs that are told of events.
+    pub hooks: Vec<Hook>,
 }
 
 /// `[cluster]` of a node.
@@ -176,6 +183,8 @@ pub struct PathsConfig {
 pub struct TelemetryConfig {
     /// Where HTTP is served; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// File with the token that actions on the web page need; absolute. `None`: there are none.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Reads and checks the file.
@@ -183,11 +192,24 @@ pub struct TelemetryConfig {
 /// # Errors
 /// The file can't be read, or something in it is wrong: then everything that is wrong, sorted by position.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+    let (text, file) = read(path)?;
+    parse(&text, &file)
+}
+
+/// The text of a file, and the name that problems are reported under.
+fn read(path: &Path) -> Result<(String, String), ConfigErrors> {
     let file = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, &file),
-        Err(source) => Err(ConfigErrors::Read { file, source }),
-    }
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(ConfigErrors::Read { file, source }),
+    };
+    String::from_utf8(bytes).map(|text| (text, file.clone())).map_err(|error| {
+        let mut findings = problem::Findings::default();
+        let good = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes());
+        findings.error(good, "what is here is not UTF-8", "save the file as UTF-8, or remove these bytes");
+        ConfigErrors::Invalid(findings.sorted(&text, &file).0)
+    })
 }
 
 /// Checks `text`; `file` is only the name that problems are reported under.
@@ -233,9 +255,7 @@ impl Default for Places {
 /// # Errors
 /// The file can't be read or is not TOML.
 pub fn places(path: &Path) -> Result<Places, ConfigErrors> {
-    let file = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+    let (text, file) = read(path)?;
     let mut findings = problem::Findings::default();
     match toml_span::parse(&text) {
         Ok(root) => {

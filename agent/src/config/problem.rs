@@ -129,13 +129,25 @@ impl Findings {
                     if let Some(first) = first {
                         what = format!("{what}, first in line {}", lines.position(text, first).0);
                     }
-                    Problem { line, column, what, fix }
+                    Problem { line, column, what: printed(&what), fix: printed(&fix) }
                 })
                 .collect();
             Problems { file: file.to_owned(), list }
         };
         (finish(self.errors), finish(self.warnings))
     }
+}
+
+/// Without control characters and line ends: each problem is one line.
+fn printed(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_debug()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Where the lines of a text begin.

@@ -10,9 +10,11 @@ use toml_span::value::Value;
 
 use super::balance;
 use super::fencing::{self, RawFence, RawUnit};
+use super::hooks;
 use super::problem::Findings;
 use super::reader::{At, Section, duration_of, ip_of, net_of, text_of};
 use super::resources::{self, RawResources};
+use crate::hooks::Hook;
 
 /// The file as written: every value with its place, nothing compared with anything else yet.
 #[derive(Default)]
@@ -27,6 +29,7 @@ pub(super) struct Raw {
     pub(super) state: Option<PathBuf>,
     pub(super) bpffs: Option<PathBuf>,
     pub(super) listen: Option<Listen>,
+    pub(super) token_file: Option<At<PathBuf>>,
     pub(super) timing: RawTiming,
     pub(super) balance: Balance,
     pub(super) ports: Vec<RawPort>,
@@ -34,6 +37,7 @@ pub(super) struct Raw {
     pub(super) servers: Vec<RawServer>,
     pub(super) fences: Vec<RawFence>,
     pub(super) units: Vec<RawUnit>,
+    pub(super) hooks: Vec<Hook>,
     pub(super) cluster: Option<RawCluster>,
     /// Sections that are there, as written, with their places.
     pub(super) sections: Vec<At<&'static str>>,
@@ -135,6 +139,7 @@ const ROOT: &[&str] = &[
     "virtual_server",
     "fence",
     "storage_unit",
+    "hook",
 ];
 const CLUSTER_KEYS: &[&str] = &["name", "key_file", "witness", "members", "two_nodes_never_take_over"];
 const ETCD_KEYS: &[&str] = &["endpoints", "tls", "credentials"];
@@ -193,8 +198,9 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         });
     }
     raw.sections = present(&root, ROOT);
-    if let Some(s) = root.section("telemetry", "[telemetry]", &["listen"], f) {
+    if let Some(s) = root.section("telemetry", "[telemetry]", &["listen", "token_file"], f) {
         raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
+        raw.token_file = s.path("token_file", f);
     }
     let timing =
         &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat", "watchdog"];
@@ -244,6 +250,7 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         .collect();
     raw.fences = fencing::read_fences(&root, f);
     raw.units = fencing::read_units(&root, f);
+    raw.hooks = hooks::read(&root, f);
     raw
 }
 

@@ -676,3 +676,24 @@ fn damaged_files_are_refused_calmly() {
         }
     }
 }
+
+#[test]
+fn a_token_for_the_page_is_for_clusters_and_for_this_node_alone() {
+    let all = |text: &str| warnings(&good(text).warnings);
+    let file = "[telemetry]\ntoken_file = \"/etc/baton/token\"\n";
+    let alone = all(&format!("{GOOD}{file}"));
+    assert!(
+        alone.iter().any(|w| w.starts_with("13:15: `token_file` does nothing with the store")),
+        "{alone:?}"
+    );
+    let member = "[node]\nname = \"fs1\"\n[[port]]\ninterface = \"eth0\"\nsegment = \"office\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n[cluster]\nname = \"nas\"\nkey_file = \"/etc/baton/probe.key\"\n";
+    let loaded = good(&format!("{member}{file}"));
+    assert_eq!(warnings(&loaded.warnings), [""; 0]);
+    assert_eq!(loaded.agent.telemetry.token_file.as_deref(), Some(std::path::Path::new("/etc/baton/token")));
+    let open = all(&format!("{member}{file}listen = \"0.0.0.0:9477\"\n"));
+    assert!(open.iter().any(|w| w.contains("from this node itself only")), "{open:?}");
+    let off = all(&format!("{member}{file}listen = \"off\"\n"));
+    assert!(off.iter().any(|w| w.contains("`listen` is \"off\"")), "{off:?}");
+    let relative = errors(&format!("{GOOD}[telemetry]\ntoken_file = \"token\"\n"));
+    assert!(relative[0].contains("not an absolute path"), "{relative:?}");
+}

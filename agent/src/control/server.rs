@@ -255,10 +255,10 @@ impl Server {
     }
 
     fn filter(&self, since: Option<SystemTime>, server: Option<String>) -> Result<Filter, String> {
-        let Some(name) = server else { return Ok(Filter { since, server: None }) };
+        let Some(name) = server else { return Ok(Filter { since, ..Filter::default() }) };
         let view = self.published.snapshot.borrow();
         match addresses_of(&view, &name) {
-            Some(addresses) => Ok(Filter { since, server: Some((name, addresses)) }),
+            Some(addresses) => Ok(Filter { since, server: Some((name, addresses)), ..Filter::default() }),
             None => Err(format!("there is no virtual server \"{name}\"; `baton status` lists them")),
         }
     }

@@ -138,7 +138,10 @@ impl Command<'_> {
 }
 
 /// A file without a name that begins with this.
-fn in_memory(content: &[u8]) -> io::Result<File> {
+///
+/// # Errors
+/// There is no memory.
+pub fn in_memory(content: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create("baton", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
     file.write_all(content)?;
     file.rewind()?;
@@ -146,7 +149,10 @@ fn in_memory(content: &[u8]) -> io::Result<File> {
 }
 
 /// Between fork and exec: a session of its own, the control group, and nothing of the agent's privileges with the kernel.
-fn leave_agent(door: Option<&File>) -> io::Result<()> {
+///
+/// # Errors
+/// The session or the control group can't be had.
+pub fn leave_agent(door: Option<&File>) -> io::Result<()> {
     nix::unistd::setsid()?;
     if let Some(mut door) = door {
         door.write_all(b"0")?;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::record::Recorder;
 use super::sysctl;
 use crate::fast::ToSlow;
+use crate::hooks::Hooks;
 use crate::journal::{self, Journal};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Published};
@@ -32,11 +33,12 @@ impl Disk {
         events: mpsc::Receiver<Event>,
         published: Published,
         metrics: Arc<Metrics>,
+        hooks: Hooks,
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("disk".into()).spawn(move || {
             let Disk { mut store, incarnation, journal, state, inputs } = self;
-            let journal = journal::run(events, journal, published, metrics);
+            let journal = journal::run(events, journal, published, metrics, hooks);
             let work = work(records, &mut *store, incarnation, state, inputs);
             runtime.block_on(async { tokio::join!(journal, work) });
         })

@@ -10,7 +10,7 @@ mod fences;
 mod host;
 mod planner;
 mod ports;
-mod probe_key;
+pub mod probe_key;
 pub mod record;
 mod resources;
 mod sample;
@@ -30,15 +30,17 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::cli;
 use crate::config::{DefinitionsError, Fencing, Loaded, Resources, StoreKind};
 use crate::connections;
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
+use crate::hooks::Hooks;
 use crate::io::kernel::{Kernel, KernelError, node_number, promise_early};
 use crate::journal::Journal;
 use crate::store::etcd::EtcdError;
 use crate::store::{FileStore, Store, StoreError};
-use crate::telemetry::{self, Metrics, Published};
+use crate::telemetry::{self, Actions, Metrics, Published};
 use cluster::Joined;
 use probe_key::KeyError;
 
@@ -130,8 +132,9 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     }
     // For the life of the process (lease.md, R8).
     let _lock = control::lock(state)?;
+    let hooks = Hooks::start(&loaded.core.node, loaded.agent.hooks.clone()).map_err(RunError::Start)?;
     // New definitions are taken up as a restarted agent would: everything that is there is adopted.
-    while run_once(&loaded)? == Ended::Definitions {}
+    while run_once(&loaded, &hooks)? == Ended::Definitions {}
     Ok(())
 }
 
@@ -144,7 +147,7 @@ enum Ended {
     Definitions,
 }
 
-fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
+fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
     let Loaded { core: config, agent, .. } = loaded;
     let state = &agent.paths.state;
     let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace).map_err(RunError::Start)?;
@@ -203,7 +206,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
 
     let (publisher, published) = telemetry::channel();
     let publisher = Arc::new(publisher);
-    let metrics = Arc::new(Metrics::new(published.clone()));
+    let metrics = Arc::new(Metrics::with_hooks(published.clone(), hooks.runs()));
     let (inputs, inputs_rx) = mpsc::channel(INPUTS);
     let (records, records_rx) = mpsc::channel(RECORDS);
     let (events, events_rx) = mpsc::channel(EVENTS);
@@ -220,8 +223,9 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         state: state.clone(),
         inputs: inputs.clone(),
     };
-    let disk =
-        disk.spawn(records_rx, events_rx, published.clone(), metrics.clone()).map_err(RunError::Start)?;
+    let disk = disk
+        .spawn(records_rx, events_rx, published.clone(), metrics.clone(), hooks.clone())
+        .map_err(RunError::Start)?;
     let planner = planner::spawn(plans_rx, inputs.clone()).map_err(RunError::Start)?;
     let etcd = match &agent.store.kind {
         StoreKind::Etcd(etcd) => Some(etcd.clone()),
@@ -282,7 +286,13 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         tokio::spawn(sampler.run());
         tokio::spawn(kernel_messages(messages));
         if let Some(listen) = agent.telemetry.listen {
-            tokio::spawn(telemetry::run(listen, metrics.clone(), published.clone(), state.clone()));
+            let actions =
+                agent.telemetry.token_file.clone().filter(|_| agent.cluster.is_some()).map(|file| {
+                    let loaded = loaded.clone();
+                    Actions::new(file, Arc::new(move |action| cli::act(&loaded, action)))
+                });
+            let (metrics, published) = (metrics.clone(), published.clone());
+            tokio::spawn(telemetry::run(listen, metrics, published, state.clone(), actions));
         }
         match control::bind(&agent.control) {
             Ok(listener) => {
@@ -398,8 +408,19 @@ async fn kernel_messages(logger: EbpfLogger<&'static dyn log::Log>) {
     }
 }
 
-/// Are the capabilities there that nothing works without (capabilities(7))? CAP_SYS_ADMIN holds those for BPF.
+/// Are the capabilities there that nothing works without?
 fn privileges() -> Result<(), RunError> {
+    let path = PathBuf::from("/proc/thread-self/status");
+    let missing = missing_capabilities().map_err(|error| RunError::Path { path, error })?;
+    if missing.is_empty() { Ok(()) } else { Err(RunError::Privileges { missing: missing.join(", ") }) }
+}
+
+/// Those of the capabilities that nothing works without (capabilities(7)) which this thread lacks. CAP_SYS_ADMIN holds those
+/// for BPF.
+///
+/// # Errors
+/// `/proc/thread-self/status` can't be read.
+pub fn missing_capabilities() -> io::Result<Vec<&'static str>> {
     const NEEDED: [(&str, u64); 4] = [
         ("CAP_NET_ADMIN", 1 << 12),
         ("CAP_NET_RAW", 1 << 13),
@@ -407,16 +428,13 @@ fn privileges() -> Result<(), RunError> {
         ("CAP_BPF", 1 << 39 | SYS_ADMIN),
     ];
     const SYS_ADMIN: u64 = 1 << 21;
-    let path = PathBuf::from("/proc/thread-self/status");
-    let status = fs::read_to_string(&path).map_err(|error| RunError::Path { path, error })?;
+    let status = fs::read_to_string("/proc/thread-self/status")?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     // What can't be read is left for the system calls to find out.
     let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(_, any)| effective & any == 0).map(|(name, _)| *name).collect();
-    if missing.is_empty() { Ok(()) } else { Err(RunError::Privileges { missing: missing.join(", ") }) }
+    Ok(NEEDED.iter().filter(|(_, any)| effective & any == 0).map(|(name, _)| *name).collect())
 }
 
 /// Tells systemd that all is well for as long as the fast thread goes round.

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use baton_common::SipKey;
+use baton_common::{SipKey, siphash24};
 
 /// File name in the state directory.
 pub const FILE: &str = "probe.key";
@@ -88,6 +88,11 @@ pub fn load_shared(path: &Path) -> Result<SipKey, KeyError> {
     }
 }
 
+/// Tells two keys apart without telling either: what the key makes of a fixed text.
+pub fn fingerprint(key: SipKey) -> String {
+    format!("{:016x}", siphash24(key, [u64::from_be_bytes(*b"baton fp")]))
+}
+
 fn parse(text: &str) -> Option<SipKey> {
     let digits = text.len() == DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
     let key = u128::from_str_radix(text, 16).ok().filter(|_| digits)?;
@@ -121,6 +126,9 @@ mod tests {
         let key = load(dir.path()).unwrap();
         assert!(key != SipKey::default());
         assert!(load(dir.path()).unwrap() == key);
+        let other = parse("00000000000000000000000000000001").unwrap();
+        assert_ne!(fingerprint(key), fingerprint(other));
+        assert_eq!(fingerprint(other), fingerprint(parse("00000000000000000000000000000001").unwrap()));
         let path = dir.path().join(FILE);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -48,6 +48,20 @@ pub enum SysctlError {
     Store(#[from] StoreError),
 }
 
+/// What a port needs: keys below /proc/sys/net and their values.
+pub fn needed(interface: &str) -> impl Iterator<Item = (String, &'static str)> {
+    let of_port = NEEDED.iter().map(move |(pattern, value)| (pattern.replace('*', interface), *value));
+    let of_lower = below(interface).into_iter().flat_map(|lower| {
+        NEEDED_BELOW.iter().map(move |(pattern, value)| (pattern.replace('*', &lower), *value))
+    });
+    of_port.chain(of_lower)
+}
+
+/// What the node needs where a virtual server has services; likewise.
+pub fn needed_by_services() -> impl Iterator<Item = (String, &'static str)> {
+    NEEDED_BY_SERVICES.iter().map(|(key, value)| ((*key).to_owned(), *value))
+}
+
 /// Saves the original settings of a port and of the interfaces below it, then makes those they need. A family that the
 /// kernel lacks is passed over.
 pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError> {
@@ -124,7 +138,8 @@ pub fn restore(store: &mut dyn Store, keep: &BTreeSet<String>, services: bool) -
     Ok(())
 }
 
-fn path(key: &str) -> PathBuf {
+/// The file of a key.
+pub fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(key)
 }
 

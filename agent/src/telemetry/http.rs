@@ -1,4 +1,4 @@
-//! HTTP, read-only: `/metrics`, `/status.json`, and the web page.
+//! HTTP: `/metrics`, `/status.json`, and the web page. Read-only but for [`super::action`].
 
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::{Metrics, Published, web};
+use super::{Actions, Metrics, Published, action, web};
 
 /// Content type of `/metrics` (OpenMetrics 1.0).
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,16 +26,28 @@ const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The pages; the journal is in the folder `state`.
-pub fn router(metrics: Arc<Metrics>, published: Published, state: PathBuf) -> Router {
+pub fn router(
+    metrics: Arc<Metrics>,
+    published: Published,
+    state: PathBuf,
+    actions: Option<Actions>,
+) -> Router {
     web::router(published.clone(), state)
+        .merge(action::router(actions))
         .route("/metrics", get(page_metrics).with_state(metrics))
         .route("/status.json", get(page_status).with_state(published))
 }
 
 /// Serves the pages on `address` until dropped. An address that can't be had is reported loudly and tried again: HTTP
 /// is not worth an agent that doesn't run.
-pub async fn run(address: SocketAddr, metrics: Arc<Metrics>, published: Published, state: PathBuf) {
-    run_with(address, metrics, published, state, RETRY).await;
+pub async fn run(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    published: Published,
+    state: PathBuf,
+    actions: Option<Actions>,
+) {
+    run_with(address, metrics, published, state, actions, RETRY).await;
 }
 
 pub(super) async fn run_with(
@@ -43,6 +55,7 @@ pub(super) async fn run_with(
     metrics: Arc<Metrics>,
     published: Published,
     state: PathBuf,
+    actions: Option<Actions>,
     retry: Duration,
 ) {
     let mut told = false;
@@ -50,7 +63,7 @@ pub(super) async fn run_with(
         let served = async {
             let listener = TcpListener::bind(address).await?;
             told = false;
-            serve(listener, metrics.clone(), published.clone(), state.clone()).await
+            serve(listener, metrics.clone(), published.clone(), state.clone(), actions.clone()).await
         };
         let error = served.await.err().map_or_else(String::new, |e| e.to_string());
         if !told {
@@ -70,8 +83,10 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     published: Published,
     state: PathBuf,
+    actions: Option<Actions>,
 ) -> io::Result<()> {
-    axum::serve(listener, router(metrics, published, state)).await
+    let router = router(metrics, published, state, actions);
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 /// Whoever does not ask for OpenMetrics gets the older format, which everything reads.

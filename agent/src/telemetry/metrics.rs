@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Published;
 use super::collect::Collected;
+use crate::hooks::Runs;
 
 /// Upper bounds of `baton_failover_seconds`: 10 us to 10 s.
 const BUCKETS: [f64; 25] = [
@@ -49,8 +50,13 @@ struct ServerLabels {
 }
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers everything, of an agent without hooks.
     pub fn new(published: Published) -> Self {
+        Metrics::with_hooks(published, Runs::default())
+    }
+
+    /// Registers everything; `runs` are those of the hooks.
+    pub fn with_hooks(published: Published, runs: Runs) -> Self {
         let mut registry = Registry::default();
         let failover_seconds: Family<StageLabels, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
@@ -83,6 +89,11 @@ impl Metrics {
             "baton_journal_errors",
             "Events that could not be written to the journal",
             journal_errors.clone(),
+        );
+        registry.register(
+            "baton_hook_runs",
+            "Runs of programs that are told of events: ok, failed, timeout, not_started; dropped were not run",
+            runs,
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("baton_build", "The running program", build);

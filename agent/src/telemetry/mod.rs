@@ -1,7 +1,9 @@
 //! What the agent shows: the published state, metrics and HTTP.
 //!
-//! Everything here runs on the slow thread and only reads what the fast one has published; nothing flows back.
+//! Everything here runs on the slow thread and only reads what the fast one has published; nothing flows back. What the page may
+//! ask for goes through the store, as the command line does.
 
+mod action;
 mod collect;
 mod http;
 mod metrics;
@@ -22,6 +24,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::journal::Record;
 
+pub use action::{Act, Action, Actions};
 pub use http::{plain, router, run, serve};
 pub use metrics::Metrics;
 

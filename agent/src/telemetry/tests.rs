@@ -260,7 +260,7 @@ async fn http_serves_metrics_status_and_a_page() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
     let state = tempfile::tempdir().expect("a folder");
-    let server = tokio::spawn(serve(listener, metrics, published, state.path().to_owned()));
+    let server = tokio::spawn(serve(listener, metrics, published, state.path().to_owned(), None));
     let (head, body) = get(address, "/metrics").await;
     assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
     assert!(
@@ -284,6 +284,85 @@ async fn http_serves_metrics_status_and_a_page() {
     let (head, body) = get(address, "/plan.json").await;
     assert!(head.starts_with("http/1.1 503") && body.contains("not measured"), "{head} {body}");
     assert!(get(address, "/nothing").await.0.starts_with("http/1.1 404"));
+    // Without a token nobody may do anything.
+    let (_, may) = get(address, "/may.json").await;
+    assert!(may.contains("\"actions\":false") && may.contains("token_file"), "{may}");
+    assert!(post(address, "Authorization: Bearer x", "{}").await.0.starts_with("http/1.1 404"));
+    server.abort();
+}
+
+/// The answer to an action: its head in lower case, and its body.
+async fn post(address: std::net::SocketAddr, header: &str, body: &str) -> (String, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let request = format!(
+        "POST /action HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_lowercase(), body.to_owned())
+}
+
+#[tokio::test]
+async fn who_has_the_token_may_act_and_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_publisher, published) = published();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let state = tempfile::tempdir().expect("a folder");
+    let file = state.path().join("token");
+    std::fs::write(&file, "0123456789abcdef\n").expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+    let done = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = done.clone();
+    let act = move |action: &Action| {
+        kept.lock().expect("whole").push(action.clone());
+        match action {
+            Action::Drain { node } => Ok(format!("{node} is drained")),
+            _ => Err("no".to_owned()),
+        }
+    };
+    let actions = Actions::new(file.clone(), Arc::new(act));
+    let server = tokio::spawn(serve(listener, metrics, published, state.path().to_owned(), Some(actions)));
+    let drain = r#"{"drain":{"node":"fs1"}}"#;
+    assert!(get(address, "/may.json").await.1.contains("\"actions\":true"));
+    for header in [
+        "X: y",
+        "Authorization: Bearer ",
+        "Authorization: Bearer 0123456789abcdeg",
+        "Authorization: Basic 0123456789abcdef",
+        "Cookie: token=0123456789abcdef",
+    ] {
+        let (head, _) = post(address, header, drain).await;
+        assert!(head.starts_with("http/1.1 401"), "{header}: {head}");
+    }
+    let good = "Authorization: Bearer 0123456789abcdef";
+    assert!(get(address, "/action").await.0.starts_with("http/1.1 405"));
+    assert!(post(address, good, r#"{"check":{}}"#).await.0.starts_with("http/1.1 204"));
+    for body in
+        ["", "{}", r#"{"drain":{}}"#, r#"{"drain":{"node":"a","more":1}}"#, r#"{"reboot":{"node":"a"}}"#]
+    {
+        let (head, said) = post(address, good, body).await;
+        assert!(head.starts_with("http/1.1 400") && said.contains("not an action"), "{body}: {head} {said}");
+    }
+    let long = format!("{{\"drain\":{{\"node\":\"{}\"}}}}", "a".repeat(5000));
+    assert!(post(address, good, &long).await.0.starts_with("http/1.1 413"));
+    assert!(done.lock().expect("whole").is_empty());
+    let (head, said) = post(address, good, drain).await;
+    assert!(head.starts_with("http/1.1 200") && said == "fs1 is drained", "{head} {said}");
+    let off = r#"{"confirm_off":{"node":"fs2","it_is_off":true}}"#;
+    let (head, said) = post(address, good, off).await;
+    assert!(head.starts_with("http/1.1 409") && said == "no", "{head} {said}");
+    let (drained, confirmed) = ("fs1".to_owned(), "fs2".to_owned());
+    let wanted = [Action::Drain { node: drained }, Action::ConfirmOff { node: confirmed, it_is_off: true }];
+    assert_eq!(*done.lock().expect("whole"), wanted);
+    // A token that others can read is none.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("set");
+    let (head, said) = post(address, good, drain).await;
+    assert!(head.starts_with("http/1.1 500") && !said.contains("0123456789abcdef"), "{head} {said}");
     server.abort();
 }
 
@@ -295,7 +374,8 @@ async fn an_address_in_use_is_taken_once_it_is_free() {
     let address = other.local_addr().expect("an address");
     let retry = Duration::from_millis(5);
     let state = tempfile::tempdir().expect("a folder");
-    let server = tokio::spawn(http::run_with(address, metrics, published, state.path().to_owned(), retry));
+    let server =
+        tokio::spawn(http::run_with(address, metrics, published, state.path().to_owned(), None, retry));
     tokio::time::sleep(10 * retry).await;
     assert!(!server.is_finished());
     drop(other);

@@ -1,4 +1,5 @@
-//! The web page: what this node knows of the cluster, live. Read-only, all assets are in the program.
+//! The web page: what this node knows of the cluster, live. All assets are in the program. What it may ask for beside showing is
+//! in [`super::action`].
 //!
 //! `/live` is a stream of server-sent events (WHATWG HTML, section 9.2): `told`, the journal's last entries and then each
 //! new one, with its sentence; `status`, what `/status.json` shows, after every change, and once a second at least;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use baton::journal::{Journal, Record};
-use baton::telemetry::{self, Metrics};
+use baton::telemetry::{self, Action, Actions, Metrics};
 use baton_core::{
     AddressView, Attachment, Event, EventKind, FailoverKind, Finding, NodePortView, NodeView, PathView,
     PortState, PortView, Reason, Rebinding, SegmentView, ServerView, Snapshot, Stage, Time, Watcher,
@@ -100,6 +100,11 @@ struct Shown {
 impl Shown {
     /// The page of an agent that lives, or whose fast thread has been silent for long enough.
     fn new(snapshot: Snapshot, events: Vec<Event>, lives: bool) -> Shown {
+        Shown::with(snapshot, events, lives, None)
+    }
+
+    /// The same, with actions.
+    fn with(snapshot: Snapshot, events: Vec<Event>, lives: bool, actions: Option<Actions>) -> Shown {
         let state = tempfile::tempdir().expect("a folder");
         let mut journal = Journal::new(state.path());
         for (n, event) in events.into_iter().enumerate() {
@@ -127,7 +132,7 @@ impl Shown {
                     }
                 };
                 tokio::select! {
-                    _ = telemetry::serve(listener, metrics, published, folder) => {}
+                    _ = telemetry::serve(listener, metrics, published, folder, actions) => {}
                     () = beats => {}
                     _ = stopped => {}
                 }
@@ -312,4 +317,72 @@ fn names_are_text() {
     browser.wait_for(name);
     assert_eq!(browser.evaluate("document.images.length"), "0");
     assert!(!browser.evaluate("document.title").contains("broken in"));
+}
+
+/// Types into the field that has the focus.
+fn fill(browser: &mut Browser, id: &str, text: &str) {
+    browser.evaluate(&format!("document.getElementById({id:?}).value = {text:?}"));
+}
+
+fn submit(browser: &mut Browser, id: &str) {
+    browser.evaluate(&format!("document.getElementById({id:?}).requestSubmit()"));
+}
+
+/// Who has the token moves and drains; the page keeps it nowhere that outlives it.
+#[test]
+fn with_the_token_the_page_acts_and_without_it_only_shows() {
+    use std::os::unix::fs::PermissionsExt;
+    let token = "correct-horse-battery";
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, token).expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = asked.clone();
+    let act = move |action: &Action| {
+        kept.lock().expect("whole").push(action.clone());
+        match action {
+            Action::Move { server, to } => Ok(format!("{server} is on {to}")),
+            _ => Err("fs3 is not off, as far as anybody knows".to_owned()),
+        }
+    };
+    let actions = Actions::new(file, Arc::new(act));
+    let page = Shown::with(healthy(), Vec::new(), true, Some(actions));
+    let url = format!("http://{}/", page.address);
+    let mut browser = Browser::start();
+    browser.open(&url, (1280, 1600), false);
+    browser.wait_for("Unlock");
+    fill(&mut browser, "token", "wrong-wrong-wrong-wrong");
+    submit(&mut browser, "unlock");
+    browser.wait_for("Not unlocked: the token is wrong.");
+    fill(&mut browser, "token", token);
+    submit(&mut browser, "unlock");
+    browser.wait_for("Unlocked.");
+    fill(&mut browser, "server", "scans");
+    fill(&mut browser, "node", "fs3");
+    submit(&mut browser, "do");
+    browser.wait_for("scans is on fs3");
+    browser.picture(&page.out.join("act-wide.png"));
+    browser.evaluate("const w = document.getElementById('what'); w.value = 'confirm_off'; w.dispatchEvent(new Event('change'))");
+    browser.wait_for("I have seen that it is off");
+    fill(&mut browser, "node", "fs3");
+    browser.evaluate("document.getElementById('off').checked = true");
+    submit(&mut browser, "do");
+    browser.wait_for("fs3 is not off, as far as anybody knows");
+    let wanted = [
+        Action::Move { server: "scans".into(), to: "fs3".into() },
+        Action::ConfirmOff { node: "fs3".into(), it_is_off: true },
+    ];
+    assert_eq!(*asked.lock().expect("whole"), wanted);
+    // Nothing of it is kept by the browser: not for the next page, nor in this one once it is locked.
+    let stored = "JSON.stringify([document.cookie, localStorage.length, sessionStorage.length, document.getElementById('token').value])";
+    assert_eq!(browser.evaluate(stored), "[\"\",0,0,\"\"]");
+    browser.open(&url, (390, 2600), true);
+    browser.wait_for("Unlock");
+    assert_eq!(browser.evaluate("document.getElementById('do').hidden"), "true");
+    // An agent without a token shows no such thing.
+    let page = Shown::new(healthy(), Vec::new(), true);
+    browser.open(&format!("http://{}/", page.address), (1280, 1400), false);
+    let text = browser.wait_for("3 of 3 nodes up");
+    expect(&text, &["Compute the plan"], &["Unlock", "Token"]);
 }

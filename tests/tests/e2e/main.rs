@@ -4,13 +4,16 @@
 mod bad_days;
 mod common;
 mod degraded;
+mod doctor;
 mod failover;
 mod gateway;
 mod ground;
+mod hooks;
 mod leftovers;
 mod lies;
 mod many;
 mod measure;
+mod prometheus;
 mod repair;
 mod restart;
 mod samba;

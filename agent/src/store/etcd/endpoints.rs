@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::EtcdError;
 use crate::config::EtcdConfig;
+use crate::doctor::Member;
 
 /// A member that has answered nothing for so long is not waited for: at first,
 const FIRST_GAP: Duration = Duration::from_millis(20);
@@ -122,26 +123,7 @@ struct Attempt<'a, T> {
 
 impl Endpoints {
     pub fn new(config: &EtcdConfig) -> Result<Endpoints, EtcdError> {
-        let read = |path: &std::path::Path| {
-            fs::read(path).map_err(|source| EtcdError::File { path: path.to_owned(), source })
-        };
-        let mut options = ConnectOptions::new()
-            .with_require_leader(true)
-            .with_auto_token_refresh(true)
-            .with_connect_timeout(Duration::from_millis(500))
-            // etcd drops clients that ask more often than every 5 s (its `grpc-keepalive-min-time`).
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(2));
-        if let Some(tls) = &config.tls {
-            let mut tls_options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
-            if let Some((certificate, key)) = &tls.identity {
-                tls_options = tls_options.identity(Identity::from_pem(read(certificate)?, read(key)?));
-            }
-            options = options.with_tls(tls_options);
-        }
-        if let Some(credentials) = &config.credentials {
-            let password = String::from_utf8_lossy(&read(&credentials.password_file)?).trim_end().to_owned();
-            options = options.with_user(&credentials.user, password);
-        }
+        let options = options(config)?;
         let endpoint = |url: &String| Endpoint {
             url: url.clone(),
             client: None,
@@ -348,6 +330,51 @@ impl Endpoints {
         let urls: Vec<String> = self.state().all.iter().map(|e| e.url.clone()).collect();
         EtcdError::Unreachable { endpoints: urls.join(", "), last }
     }
+}
+
+/// How members are spoken to.
+fn options(config: &EtcdConfig) -> Result<ConnectOptions, EtcdError> {
+    let read = |path: &std::path::Path| {
+        fs::read(path).map_err(|source| EtcdError::File { path: path.to_owned(), source })
+    };
+    let mut options = ConnectOptions::new()
+        .with_require_leader(true)
+        .with_auto_token_refresh(true)
+        .with_connect_timeout(Duration::from_millis(500))
+        // etcd drops clients that ask more often than every 5 s (its `grpc-keepalive-min-time`).
+        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(2));
+    if let Some(tls) = &config.tls {
+        let mut tls_options = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+        if let Some((certificate, key)) = &tls.identity {
+            tls_options = tls_options.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        options = options.with_tls(tls_options);
+    }
+    if let Some(credentials) = &config.credentials {
+        let password = String::from_utf8_lossy(&read(&credentials.password_file)?).trim_end().to_owned();
+        options = options.with_user(&credentials.user, password);
+    }
+    Ok(options)
+}
+
+/// Asks one member, and nobody else, how it is: for `baton doctor`.
+///
+/// # Errors
+/// A file can't be read; it does not answer.
+pub async fn ask_member(config: &EtcdConfig, url: &str) -> Result<Member, EtcdError> {
+    let unreachable = |e: Error| EtcdError::Member { reason: e.to_string() };
+    let mut client = Client::connect([url], Some(options(config)?)).await.map_err(unreachable)?;
+    let begun = std::time::Instant::now();
+    let status = client.status().await.map_err(unreachable)?;
+    let member = Member {
+        version: status.version().to_owned(),
+        has_leader: status.leader() != 0,
+        cluster: status.header().map_or(0, |h| h.cluster_id()),
+        errors: status.errors().to_vec(),
+        size: u64::try_from(status.db_size()).unwrap_or(0),
+        took: Duration::ZERO,
+    };
+    Ok(member.after(begun))
 }
 
 /// The first one that ends: of which member, since when, and how. The others go on when this is called again.

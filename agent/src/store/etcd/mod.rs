@@ -33,6 +33,7 @@ use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, Txn, TxnOp, Txn
 use crate::config::EtcdConfig;
 use crate::fence::Promise;
 pub use connections::ConnectionNews;
+pub use endpoints::ask_member;
 use endpoints::{Answer, Endpoints};
 pub use serve::{Known, News, spawn};
 
@@ -65,6 +66,12 @@ pub enum EtcdError {
         endpoints: String,
         /// What the last one said.
         last: String,
+    },
+    /// A member that was asked alone gives no answer.
+    #[error("{reason}")]
+    Member {
+        /// Why not.
+        reason: String,
     },
     /// It answered that it won't.
     #[error("etcd at {endpoint} refuses: {reason}")]

@@ -250,6 +250,7 @@ function draw(status) {
   $("servers").querySelector("tbody").replaceChildren(...status.virtual_servers.map(serverRow));
   $("version").textContent = `version ${status.version}`;
   leaseAndPaths(status);
+  offerNames(status);
   document.title = `Baton: ${$("summary").textContent}`;
 }
 
@@ -296,6 +297,103 @@ async function showPlan() {
     shown.replaceChildren(`No plan: ${error.message}`);
   }
 }
+
+// ---- acting ------------------------------------------------------------------------------------------------------------
+
+let token = null; // here alone, and gone with the page
+
+function answered(kind, words) {
+  $("done").className = kind;
+  $("done").textContent = words;
+}
+
+async function ask(action) {
+  const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
+  const answer = await fetch("action", { method: "POST", headers, body: JSON.stringify(action), cache: "no-store", credentials: "omit" });
+  const words = await answer.text();
+  if (!answer.ok) throw new Error(words || answer.statusText);
+  return words;
+}
+
+function lock(words) {
+  token = null;
+  $("token").value = "";
+  $("do").hidden = true;
+  $("unlock").hidden = false;
+  answered("", words);
+}
+
+/** Keeps what is chosen while the names change. */
+function offer(select, names) {
+  if ([...select.options].map((o) => o.value).join() === names.join()) return;
+  const chosen = select.value;
+  select.replaceChildren(...names.map((name) => make("option", "", name)));
+  if (names.includes(chosen)) select.value = chosen;
+}
+
+function offerNames(status) {
+  offer($("server"), status.virtual_servers.map((s) => s.name));
+  offer($("node"), status.nodes.filter((n) => $("what").value !== "move" || !n.witness).map((n) => n.name));
+}
+
+function whatChanged() {
+  $("which").hidden = $("what").value !== "move";
+  $("seen").hidden = $("what").value !== "confirm_off";
+  $("off").checked = false;
+  if (last) offerNames(last);
+}
+
+async function unlock(submitted) {
+  submitted.preventDefault();
+  token = $("token").value.trim();
+  try {
+    await ask({ check: {} });
+    $("token").value = "";
+    $("unlock").hidden = true;
+    $("do").hidden = false;
+    whatChanged();
+    answered("good", "Unlocked.");
+    $("what").focus();
+  } catch (error) {
+    lock("");
+    answered("bad", `Not unlocked: ${error.message}.`);
+  }
+}
+
+async function act(submitted) {
+  submitted.preventDefault();
+  const node = $("node").value;
+  const action = {
+    move: { move: { server: $("server").value, to: node } }, drain: { drain: { node } }, resume: { resume: { node } },
+    confirm_off: { confirm_off: { node, it_is_off: $("off").checked } },
+  }[$("what").value];
+  const button = $("do").querySelector("button");
+  button.disabled = true;
+  answered("", "Under way…");
+  try {
+    answered("good", `${MARKS.good} ${await ask(action)}`);
+  } catch (error) {
+    answered("bad", `${MARKS.bad} ${error.message}`);
+  } finally {
+    button.disabled = false;
+    $("off").checked = false;
+  }
+}
+
+async function mayAct() {
+  try {
+    const answer = await fetch("may.json", { cache: "no-store" });
+    $("act").hidden = !(answer.ok && (await answer.json()).actions);
+  } catch {
+    $("act").hidden = true;
+  }
+}
+
+$("unlock").addEventListener("submit", unlock);
+$("do").addEventListener("submit", act);
+$("what").addEventListener("change", whatChanged);
+$("lock").addEventListener("click", () => lock("Locked."));
+mayAct();
 
 $("only").addEventListener("change", drawEvents);
 $("ask-plan").addEventListener("click", showPlan);
