@@ -112,7 +112,7 @@ enum Command {
     /// Remove everything Baton made on this node; only while no agent runs
     Clean,
     /// Show failovers in a lab of network namespaces, without any configuration
-    Demo,
+    Demo(demo::Options),
 }
 
 /// Why a command did not do what it was asked.
@@ -189,7 +189,7 @@ impl Cli {
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
             Command::Clean => clean(&load(file)?),
-            Command::Demo => Ok(demo::run()?),
+            Command::Demo(ref options) => Ok(demo::run(options)?),
         }
     }
 
