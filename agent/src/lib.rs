@@ -7,6 +7,7 @@ pub mod control;
 pub mod demo;
 pub mod fast;
 pub mod fence;
+pub mod import;
 pub mod io;
 pub mod journal;
 pub mod resources;
