@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
 use crate::slow::clean::{self, Cleaned};
-use crate::{demo, import, slow};
+use crate::{demo, import, slow, telemetry};
 
 pub(crate) use events::sentence;
 pub(crate) use plan::as_json as plan_as_json;
@@ -121,6 +121,20 @@ enum Command {
     },
     /// Show failovers in a lab of network namespaces, without any configuration
     Demo(demo::Options),
+    /// Print a page of the documentation that is made of the program itself
+    #[command(hide = true)]
+    Reference {
+        /// Which
+        #[arg(value_enum)]
+        page: Page,
+    },
+}
+
+/// Pages that are made of the program itself.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Page {
+    Configuration,
+    Metrics,
 }
 
 /// Why a command did not do what it was asked.
@@ -199,6 +213,13 @@ impl Cli {
             Command::Clean => clean(&load(file)?),
             Command::Import { ref file, kind } => import_file(file, kind),
             Command::Demo(ref options) => Ok(demo::run(options)?),
+            Command::Reference { page } => {
+                let text = match page {
+                    Page::Configuration => config::reference::page(),
+                    Page::Metrics => telemetry::reference::page(),
+                };
+                Ok(io::stdout().write_all(text.as_bytes())?)
+            }
         }
     }
 

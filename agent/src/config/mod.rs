@@ -35,6 +35,7 @@ mod fencing;
 mod names;
 mod problem;
 mod reader;
+pub mod reference;
 mod resources;
 mod sections;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod collect;
 mod http;
 mod metrics;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 mod web;
