@@ -94,6 +94,27 @@ fn every_configuration_in_it_is_good() {
     assert!(seen > 20, "{seen}");
 }
 
+/// What a page says that a file becomes is what it becomes: the first text block, and the configuration after it.
+#[test]
+fn what_is_imported_becomes_what_the_pages_say() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    for name in ["from-keepalived.md", "from-ctdb.md"] {
+        let text = std::fs::read_to_string(folder().join(name)).expect("a page");
+        let blocks = blocks(&text);
+        let of = |kind: &str| &blocks.iter().find(|(info, ..)| info == kind).expect("a block").2;
+        let file = scratch.path().join(name);
+        std::fs::write(&file, of("text")).expect("written");
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_baton")).arg("import").arg(&file).output().expect("ran");
+        assert!(output.status.success(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).expect("text");
+        let lines = |text: &str| -> Vec<String> {
+            text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect()
+        };
+        assert_eq!(lines(&printed), lines(of("toml")), "{name}");
+    }
+}
+
 #[test]
 fn every_page_is_in_the_summary_once() {
     let summary = std::fs::read_to_string(folder().join("SUMMARY.md")).expect("the summary");

@@ -3,16 +3,20 @@
 //!
 //! In a block `console`, a line that begins with `$ ` is a command, and what follows is promised: each line must be printed, in
 //! this order; `…` stands for anything, in a line or instead of lines. The command of a block `console,stays` goes on until the
-//! page says Ctrl-C. A link to this machine is opened.
+//! page says Ctrl-C. A link to this machine is opened in a browser, until what its title says is to be seen there; the page that is
+//! open already is only looked at.
+
+#[path = "web/browser.rs"]
+#[expect(dead_code, reason = "shared with the tests of the web page, which do more")]
+mod browser;
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use browser::Browser;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -25,8 +29,8 @@ const LONG: Duration = Duration::from_secs(180);
 enum Step {
     /// A command, whether it stays, and the lines that it prints.
     Run { command: String, stays: bool, promised: Vec<String> },
-    /// A page to be opened.
-    Open(String),
+    /// A page to be opened, and what is to be seen there.
+    Open { url: String, shows: String },
     /// Ctrl-C in the terminal of the command that stays.
     Interrupt,
 }
@@ -57,8 +61,11 @@ fn steps(text: &str) -> Vec<Step> {
             (None, None) => {
                 let links = line.split("](http://127.0.0.1:").skip(1);
                 steps.extend(links.map(|rest| {
-                    let address = rest.split(')').next().expect("an end");
-                    Step::Open(format!("127.0.0.1:{address}"))
+                    let link = rest.split(')').next().expect("an end");
+                    let (path, title) = link.split_once(' ').expect("a title, which says what is to be seen");
+                    let (url, shows) =
+                        (format!("http://127.0.0.1:{path}"), title.trim_matches('"').to_owned());
+                    Step::Open { url, shows }
                 }));
                 if line.contains("**Ctrl-C**") {
                     steps.push(Step::Interrupt);
@@ -160,22 +167,9 @@ fn descendants(of: u32) -> Vec<(u32, String)> {
     found
 }
 
-/// The page at an address.
-fn open(link: &str) -> String {
-    let (address, path) = link.split_once('/').unwrap_or((link, ""));
-    wait_for(&format!("http://{link} does not answer"), || {
-        let mut stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
-    })
-}
-
 fn follow(steps: &[Step]) {
     let mut staying: Option<Staying> = None;
+    let mut opened: Option<(String, Browser)> = None;
     for step in steps {
         match step {
             Step::Run { command, stays: true, promised } => {
@@ -203,9 +197,17 @@ fn follow(steps: &[Step]) {
                 let broken = broken(&printed, promised);
                 assert!(broken.is_none(), "`{command}` did not print {broken:?} but:\n{printed}");
             }
-            Step::Open(link) => {
-                let page = open(link);
-                assert!(page.contains("<html"), "http://{link}: {page}");
+            Step::Open { url, shows } => {
+                let (open, browser) = opened.get_or_insert_with(|| (String::new(), Browser::start()));
+                if open != url {
+                    browser.open(url, (1280, 1400), false);
+                    url.clone_into(open);
+                }
+                browser.wait_for(shows);
+                let pictures = sources().join("target/web");
+                std::fs::create_dir_all(&pictures).expect("a folder for pictures");
+                let name: String = shows.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+                browser.picture(&pictures.join(format!("first-cluster-{name}.png")));
             }
             Step::Interrupt => {
                 let mut running = staying.take().expect("something that stays");
@@ -232,7 +234,7 @@ fn the_first_page_does_what_it_says() {
     let count = |wanted: fn(&Step) -> bool| steps.iter().filter(|s| wanted(s)).count();
     assert!(count(|s| matches!(s, Step::Run { promised, .. } if !promised.is_empty())) > 5, "{steps:#?}");
     assert!(
-        count(|s| matches!(s, Step::Open(_))) > 0 && count(|s| matches!(s, Step::Interrupt)) == 1,
+        count(|s| matches!(s, Step::Open { .. })) > 2 && count(|s| matches!(s, Step::Interrupt)) == 1,
         "{steps:#?}"
     );
     // Addresses and sockets of its own: what runs beside it on this machine has the same ones. A thread that has left for another

@@ -485,9 +485,7 @@ pub fn page() -> String {
          <!-- Made by `baton reference metrics` from agent/src/telemetry/reference.rs; a test compares them. Do not edit. -->\n\n\
          Every metric that an agent shows at `/metrics` of `telemetry.listen`, under its name in Prometheus. Whoever asks for OpenMetrics\n\
          gets that: there the family of a counter has no `_total`. A histogram has `_bucket`, `_sum` and `_count`. The query below each\n\
-         metric is an example of an alert; those that most sites want are in\n\
-         [alerts.yml](https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/), in the folder `agent/monitoring` of the\n\
-         sources.\n",
+         metric is an example of an alert; those that most sites want are in `agent/monitoring/alerts.yml` of the sources.\n",
     );
     // Writing to a string can't fail.
     for group in GROUPS {
