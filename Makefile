@@ -1,9 +1,10 @@
 # Baton's commands for people. Each one installs what it needs (Debian 12, as root) and can be run again at any time.
 #
-#   make demo    build, then show failovers in a lab of network namespaces
+#   make demo    build, then show failovers in a lab of network namespaces; with KEEP=1, a lab that stays, with its web page
 #   make test    build, then run all tests
 #   make bench   build with optimisation, then measure against keepalived and a minimal program
 #   make fuzz    feed the parser of probe frames with what libFuzzer makes up, then that of configurations, for FUZZ_SECONDS (300) each
+#   make docs    the documentation in docs/ as a book, where mdbook is installed
 #   make setup   only install what the others need
 #   make install put the agent, its unit and an example configuration on this machine
 
@@ -44,7 +45,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz install
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz docs install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -95,7 +96,7 @@ build: setup
 demo: setup-demo
 	$(CARGO) build --locked -p baton
 	@echo "demo: a lab in network namespaces; nothing outside it is touched"
-	target/debug/baton demo
+	target/debug/baton demo $(if $(KEEP),--keep)
 
 # Two at a time: a cluster of three nodes with its store keeps a processor busy.
 test: build setup-test
@@ -129,6 +130,11 @@ fuzz: setup
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --version 0.13.2 --locked
 	cd common/fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none parse_probe -- -max_total_time=$(FUZZ_SECONDS)
 	BATON_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --workspace --test config_fuzz -- --nocapture
+
+# The pages are plain Markdown; a book of them is a convenience. Tests check them without it.
+docs:
+	@if command -v mdbook >/dev/null; then mdbook build docs; else \
+		echo "docs: read them in docs/src, from first-cluster.md on; for a book: cargo install mdbook, then make docs"; fi
 
 install: setup
 	$(CARGO) build --locked --release -p baton

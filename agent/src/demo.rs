@@ -1,8 +1,11 @@
 //! `baton demo`: one file server with three ports and one client, in network namespaces; the real agent; cut cables;
-//! and what the client saw; then three file servers (`nodes`), and files over NFS (`files`). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
+//! and what the client saw; then three file servers (`nodes`), and files over NFS (`files`). With `--keep`, a cluster that stays
+//! (`keep`). Everything lives in namespaces without names and ends with this process, also on Ctrl-C.
 
 mod files;
+mod keep;
 mod nodes;
+mod relay;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +17,60 @@ use baton_core::{EventKind, Snapshot, Stage};
 use baton_lab::host::wait_until;
 use baton_lab::{Direction, Echo, Host, HostSpec, Lab, Probe, Process, Topology, clock, tcp};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::journal::Record;
+
+/// What the demonstration is to be.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Options {
+    /// Only build a cluster, show its web page on this machine, and let it stay until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Where the page of the first node is; those of the others are on the next ports
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9480", requires = "keep")]
+    listen: SocketAddr,
+    #[command(subcommand)]
+    ask: Option<Ask>,
+}
+
+/// What the demonstration that is kept is told to do.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand, Serialize, Deserialize)]
+pub enum Ask {
+    /// Pull the cable of a port
+    Cut {
+        /// The node: n1, n2 or n3
+        node: String,
+        /// The port: p0 and p1 lead to the clients, p2 to the other nodes
+        port: String,
+    },
+    /// Plug it in again
+    Mend {
+        /// The node
+        node: String,
+        /// The port
+        port: String,
+    },
+    /// Take a node's power away: its links and all its processes end
+    PowerOff {
+        /// The node
+        node: String,
+    },
+    /// Give it back
+    PowerOn {
+        /// The node
+        node: String,
+    },
+    /// Run a command of baton on a node: status, events, plan, drain n1, ...
+    At {
+        /// The node
+        node: String,
+        /// The command with its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+}
 
 const CONFIG: &str = r#"
 [node]
@@ -60,11 +115,20 @@ const PROBE_EVERY: Duration = Duration::from_micros(100);
 const TRANSFER_LIMIT: u64 = 50 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs the demonstration.
+/// Runs the demonstration, or tells the one that is kept what to do.
 ///
 /// # Errors
-/// The lab can't be built (it needs root), or an address is not served again in time.
-pub fn run() -> Result<()> {
+/// The lab can't be built (it needs root), or an address is not served again in time; there is none that is kept, or it can't
+/// do that.
+pub fn run(options: &Options) -> Result<()> {
+    match options {
+        Options { ask: Some(what), .. } => keep::ask(what),
+        Options { keep: true, listen, .. } => keep::run(*listen),
+        Options { .. } => show(),
+    }
+}
+
+fn show() -> Result<()> {
     say("a client, a switch and a file server with three ports, each in network namespaces of their own")?;
     let topology = Topology::new("demo")
         .segment("office")

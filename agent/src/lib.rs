@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod fast;
 pub mod fence;
 pub mod hooks;
+pub mod import;
 pub mod io;
 pub mod journal;
 pub mod resources;

@@ -196,3 +196,37 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = command.args(["check", &file]).stdout(writer).output().expect("the program runs");
     assert_eq!(said(&output), (0, String::new(), String::new()));
 }
+
+#[test]
+fn what_is_imported_passes_the_check_and_remarks_go_to_standard_error() {
+    let folder = folder();
+    let file = folder.path().join("keepalived.conf");
+    let text = "vrrp_instance A {\n interface eth0\n virtual_router_id 7\n virtual_ipaddress {\n 10.0.0.10/24\n }\n}\n";
+    fs::write(&file, text).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let (status, out, err) = said(&baton(&["import", file]));
+    assert_eq!(status, 0, "{err}");
+    assert!(err.starts_with(&format!("{file}:3: not needed: virtual_router_id: ")), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    let made = write(folder.path(), &out);
+    assert_eq!(said(&baton(&["check", &made])).0, 0, "{out}");
+
+    fs::write(folder.path().join("public_addresses"), "# none yet\n").expect("written");
+    let none = folder.path().join("public_addresses");
+    let none = none.to_str().expect("UTF-8");
+    let (status, out, err) = said(&baton(&["import", "--kind", "ctdb", none]));
+    assert_eq!((status, out.as_str()), (64, ""));
+    assert!(err.contains("there is no address in it that Baton could serve"), "{err}");
+    assert_eq!(said(&baton(&["import", "/nonexistent/keepalived.conf"])).0, 64);
+    assert_eq!(said(&baton(&["import"])).0, 2);
+}
+
+#[test]
+fn without_a_demonstration_commands_for_it_say_how_to_start_one() {
+    // Sockets like its own belong to a network namespace: in a new one there is none.
+    let mut command = Command::new("unshare");
+    command.args(["--net", env!("CARGO_BIN_EXE_baton"), "demo", "cut", "n1", "p0"]);
+    let (status, out, err) = said(&command.output().expect("unshare"));
+    assert_eq!((status, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("baton demo --keep"), "{err}");
+}

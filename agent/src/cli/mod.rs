@@ -29,7 +29,7 @@ use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
 use crate::slow::clean::{self, Cleaned};
 use crate::telemetry::Action;
-use crate::{demo, slow};
+use crate::{demo, import, slow, telemetry};
 
 pub(crate) use events::sentence;
 pub(crate) use plan::as_json as plan_as_json;
@@ -117,8 +117,30 @@ enum Command {
     },
     /// Remove everything Baton made on this node; only while no agent runs
     Clean,
+    /// Make a configuration out of one of keepalived or CTDB
+    Import {
+        /// keepalived.conf, or CTDB's public_addresses
+        file: PathBuf,
+        /// Whose it is; by default its content says
+        #[arg(long, value_enum)]
+        kind: Option<import::Kind>,
+    },
     /// Show failovers in a lab of network namespaces, without any configuration
-    Demo,
+    Demo(demo::Options),
+    /// Print a page of the documentation that is made of the program itself
+    #[command(hide = true)]
+    Reference {
+        /// Which
+        #[arg(value_enum)]
+        page: Page,
+    },
+}
+
+/// Pages that are made of the program itself.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Page {
+    Configuration,
+    Metrics,
 }
 
 /// Why a command did not do what it was asked.
@@ -200,7 +222,15 @@ impl Cli {
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
             Command::Clean => clean(&load(file)?),
-            Command::Demo => Ok(demo::run()?),
+            Command::Import { ref file, kind } => import_file(file, kind),
+            Command::Demo(ref options) => Ok(demo::run(options)?),
+            Command::Reference { page } => {
+                let text = match page {
+                    Page::Configuration => config::reference::page(),
+                    Page::Metrics => telemetry::reference::page(),
+                };
+                Ok(io::stdout().write_all(text.as_bytes())?)
+            }
         }
     }
 
@@ -236,6 +266,15 @@ fn load(file: &Path) -> Result<Loaded, CliError> {
         tracing::warn!("{line}");
     }
     Ok(loaded)
+}
+
+/// The configuration goes to standard output, what is to be known of it to standard error.
+fn import_file(file: &Path, kind: Option<import::Kind>) -> Result<(), CliError> {
+    let imported = import::import(file, kind).map_err(|e| CliError::BadFile(e.to_string()))?;
+    for remark in &imported.remarks {
+        eprintln!("{remark}");
+    }
+    Ok(io::stdout().write_all(imported.text.as_bytes())?)
 }
 
 fn clean(loaded: &Loaded) -> Result<(), CliError> {

@@ -38,6 +38,7 @@ mod hooks;
 mod names;
 mod problem;
 mod reader;
+pub mod reference;
 mod resources;
 mod sections;
 #[cfg(test)]

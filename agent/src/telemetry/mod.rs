@@ -7,6 +7,7 @@ mod action;
 mod collect;
 mod http;
 mod metrics;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 mod web;
