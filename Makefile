@@ -5,6 +5,8 @@
 #   make bench   build with optimisation, then measure against keepalived and a minimal program
 #   make fuzz    feed the parser of probe frames with what libFuzzer makes up, for FUZZ_SECONDS (300)
 #   make setup   only install what the others need
+#   make deb     build the Debian package, below target/debian
+#   make test-deb install, start, upgrade, remove and purge it in a throw-away root
 #   make install put the agent, its unit and an example configuration on this machine
 
 SHELL := /bin/bash
@@ -44,7 +46,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz install
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz deb test-deb install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -128,6 +130,23 @@ fuzz: setup
 	$(call install,g++)
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --version 0.13.2 --locked
 	cd common/fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none parse_probe -- -max_total_time=$(FUZZ_SECONDS)
+
+# What is built by another profile is for tests.
+DEB_PROFILE ?= release
+DEB_VERSION ?= 0.1.0-1
+deb: setup
+	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --version 3.8.0 --locked
+	$(CARGO) build --locked --workspace --bins --profile $(DEB_PROFILE)
+	target/$(DEB_PROFILE:dev=debug)/baton-package target/pages
+	$(CARGO) deb --no-build --strip --profile $(DEB_PROFILE) -p baton --deb-version $(DEB_VERSION) --output target/debian/
+
+# The same programs once more as the next version. ROOT: a tree of Debian's that is installed into (a copy, of which nothing is
+# kept), instead of this machine's own.
+ROOT ?= /
+test-deb: deb
+	$(call install,lintian man-db iputils-ping)
+	$(MAKE) --no-print-directory deb DEB_VERSION=0.1.1-1
+	package/life-cycle target/debian/baton_0.1.0-1_*.deb target/debian/baton_0.1.1-1_*.deb $(ROOT)
 
 install: setup
 	$(CARGO) build --locked --release -p baton

@@ -22,7 +22,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
@@ -148,6 +148,11 @@ impl From<io::Error> for CliError {
     }
 }
 
+/// The definition of the command line, for manual pages and shell completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole program.
 pub fn main() -> ExitCode {
     // On wrong usage, clap prints why and exits with 2; on --help and --version with 0.
@@ -188,13 +193,13 @@ impl Cli {
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
-            Command::Clean => clean(&load(file)?),
+            Command::Clean => clean(&self.places()?),
             Command::Demo => Ok(demo::run()?),
         }
     }
 
-    /// Where the agent is to be found. A file with mistakes will do, and so will none if none was named: who looks
-    /// after a running agent must not be stopped by a half-edited file.
+    /// Where the agent and what it made are to be found. A file with mistakes will do, and so will none if none was named: who
+    /// looks after a running agent, or removes it, must not be stopped by a half-edited file.
     fn places(&self) -> Result<Places, CliError> {
         match (&self.config, Path::new(DEFAULT_FILE)) {
             (None, file) if !file.exists() => Ok(Places::default()),
@@ -213,8 +218,8 @@ fn load(file: &Path) -> Result<Loaded, CliError> {
     Ok(loaded)
 }
 
-fn clean(loaded: &Loaded) -> Result<(), CliError> {
-    let gone = clean::clean(&loaded.agent).map_err(|e| CliError::Other(e.to_string()))?;
+fn clean(places: &Places) -> Result<(), CliError> {
+    let gone = clean::clean(places).map_err(|e| CliError::Other(e.to_string()))?;
     let Cleaned { addresses, routes, rules } = gone;
     writeln!(
         io::stdout(),
