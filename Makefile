@@ -6,6 +6,8 @@
 #   make fuzz    feed the parser of probe frames with what libFuzzer makes up, then that of configurations, for FUZZ_SECONDS (300) each
 #   make docs    the documentation in docs/ as a book, where mdbook is installed
 #   make setup   only install what the others need
+#   make deb     build the Debian package, below target/debian
+#   make test-deb install, start, upgrade, remove and purge it in a throw-away root
 #   make install put the agent, its unit and an example configuration on this machine
 
 SHELL := /bin/bash
@@ -45,7 +47,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz docs install
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz docs deb test-deb install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -135,6 +137,23 @@ fuzz: setup
 docs:
 	@if command -v mdbook >/dev/null; then mdbook build docs; else \
 		echo "docs: read them in docs/src, from first-cluster.md on; for a book: cargo install mdbook, then make docs"; fi
+
+# What is built by another profile is for tests.
+DEB_PROFILE ?= release
+DEB_VERSION ?= 0.1.0-1
+deb: setup
+	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --version 3.8.0 --locked
+	$(CARGO) build --locked --workspace --bins --profile $(DEB_PROFILE)
+	target/$(DEB_PROFILE:dev=debug)/baton-package target/pages
+	$(CARGO) deb --no-build --strip --profile $(DEB_PROFILE) -p baton --deb-version $(DEB_VERSION) --output target/debian/
+
+# The same programs once more as the next version. ROOT: a tree of Debian's that is installed into (a copy, of which nothing is
+# kept), instead of this machine's own.
+ROOT ?= /
+test-deb: deb
+	$(call install,lintian man-db iputils-ping)
+	$(MAKE) --no-print-directory deb DEB_VERSION=0.1.1-1
+	package/life-cycle target/debian/baton_0.1.0-1_*.deb target/debian/baton_0.1.1-1_*.deb $(ROOT)
 
 install: setup
 	$(CARGO) build --locked --release -p baton

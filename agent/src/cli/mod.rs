@@ -23,7 +23,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
@@ -176,6 +176,11 @@ impl From<io::Error> for CliError {
     }
 }
 
+/// The definition of the command line, for manual pages and shell completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole program.
 pub fn main() -> ExitCode {
     // On wrong usage, clap prints why and exits with 2; on --help and --version with 0.
@@ -221,7 +226,7 @@ impl Cli {
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
-            Command::Clean => clean(&load(file)?),
+            Command::Clean => clean(&self.places()?),
             Command::Import { ref file, kind } => import_file(file, kind),
             Command::Demo(ref options) => Ok(demo::run(options)?),
             Command::Reference { page } => {
@@ -234,8 +239,8 @@ impl Cli {
         }
     }
 
-    /// Where the agent is to be found. A file with mistakes will do, and so will none if none was named: who looks
-    /// after a running agent must not be stopped by a half-edited file.
+    /// Where the agent and what it made are to be found. A file with mistakes will do, and so will none if none was named: who
+    /// looks after a running agent, or removes it, must not be stopped by a half-edited file.
     fn places(&self) -> Result<Places, CliError> {
         match (&self.config, Path::new(DEFAULT_FILE)) {
             (None, file) if !file.exists() => Ok(Places::default()),
@@ -277,8 +282,8 @@ fn import_file(file: &Path, kind: Option<import::Kind>) -> Result<(), CliError> 
     Ok(io::stdout().write_all(imported.text.as_bytes())?)
 }
 
-fn clean(loaded: &Loaded) -> Result<(), CliError> {
-    let gone = clean::clean(&loaded.agent).map_err(|e| CliError::Other(e.to_string()))?;
+fn clean(places: &Places) -> Result<(), CliError> {
+    let gone = clean::clean(places).map_err(|e| CliError::Other(e.to_string()))?;
     let Cleaned { addresses, routes, rules } = gone;
     writeln!(
         io::stdout(),

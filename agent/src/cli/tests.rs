@@ -5,7 +5,6 @@ use super::samples::{path, record, status};
 use super::status::render;
 use super::text::{count, one_line, rate, span};
 use super::*;
-use clap::CommandFactory;
 
 #[test]
 fn the_command_line_is_consistent() {

@@ -16,8 +16,9 @@ use super::reader::{At, values};
 use super::resources::{self, Resources, resources};
 use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
-    AgentConfig, ClusterConfig, ControlConfig, DEFAULT_SOCKET, DEFAULT_STATE, Definitions, EtcdConfig, Fence,
-    PathsConfig, StoreConfig, StoreKind, TelemetryConfig,
+    AgentConfig, ClusterConfig, ControlConfig, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE,
+    DEFAULT_WATCHDOG, Definitions, EtcdConfig, Fence, PathsConfig, STORE_FILE, StoreConfig, StoreKind,
+    TelemetryConfig,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
@@ -441,12 +442,12 @@ fn agent_config(
     };
     AgentConfig {
         agent_grace: raw.agent_grace.unwrap_or(Duration::from_secs(2)),
-        store: StoreConfig { kind, path: raw.store.path.clone().unwrap_or_else(|| state.join("baton.db")) },
+        store: StoreConfig { kind, path: raw.store.path.clone().unwrap_or_else(|| state.join(STORE_FILE)) },
         control: ControlConfig {
             socket: raw.socket.as_ref().map_or_else(|| DEFAULT_SOCKET.into(), |s| s.value.clone()),
             group: raw.group.as_ref().map_or_else(|| "baton".to_owned(), |g| g.value.clone()),
         },
-        paths: PathsConfig { state, bpffs: raw.bpffs.clone().unwrap_or_else(|| "/sys/fs/bpf/baton".into()) },
+        paths: PathsConfig { state, bpffs: raw.bpffs.clone().unwrap_or_else(|| DEFAULT_BPFFS.into()) },
         telemetry: TelemetryConfig {
             listen: match raw.listen {
                 None => Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
@@ -459,7 +460,7 @@ fn agent_config(
         cluster,
         resources: all_resources(raw),
         units: fencing::units(raw),
-        watchdog: raw.watchdog.clone().unwrap_or_else(|| "/dev/watchdog".into()),
+        watchdog: raw.watchdog.clone().unwrap_or_else(|| DEFAULT_WATCHDOG.into()),
         hooks: raw.hooks.clone(),
     }
 }

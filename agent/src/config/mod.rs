@@ -64,6 +64,10 @@ pub const DEFAULT_FILE: &str = "/etc/baton/baton.toml";
 
 const DEFAULT_SOCKET: &str = "/run/baton/baton.sock";
 const DEFAULT_STATE: &str = "/var/lib/baton";
+const DEFAULT_BPFFS: &str = "/sys/fs/bpf/baton";
+const DEFAULT_WATCHDOG: &str = "/dev/watchdog";
+/// Of a node's own database, in its state folder.
+const STORE_FILE: &str = "baton.db";
 
 /// A configuration that has passed every check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,22 +240,41 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, ConfigErrors> {
     }
 }
 
-/// Where a running agent is to be found.
+/// Where an agent and what it made are to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     /// Its control socket.
     pub socket: PathBuf,
     /// Its state folder.
     pub state: PathBuf,
+    /// Its own database.
+    pub store: PathBuf,
+    /// Its folder for pinned kernel objects.
+    pub bpffs: PathBuf,
+    /// Its watchdog device.
+    pub watchdog: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Places { socket: DEFAULT_SOCKET.into(), state: DEFAULT_STATE.into() }
+        Places::of(sections::Raw::default())
     }
 }
 
-/// Reads only where the agent is to be found; other mistakes in the file don't matter.
+impl Places {
+    fn of(raw: sections::Raw) -> Places {
+        let state = raw.state.unwrap_or_else(|| DEFAULT_STATE.into());
+        Places {
+            socket: raw.socket.map_or_else(|| DEFAULT_SOCKET.into(), |s| s.value),
+            store: raw.store.path.unwrap_or_else(|| state.join(STORE_FILE)),
+            state,
+            bpffs: raw.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
+            watchdog: raw.watchdog.unwrap_or_else(|| DEFAULT_WATCHDOG.into()),
+        }
+    }
+}
+
+/// Reads only where the agent and what it made are to be found; other mistakes in the file don't matter.
 ///
 /// # Errors
 /// The file can't be read or is not TOML.
@@ -259,14 +282,7 @@ pub fn places(path: &Path) -> Result<Places, ConfigErrors> {
     let (text, file) = read(path)?;
     let mut findings = problem::Findings::default();
     match toml_span::parse(&text) {
-        Ok(root) => {
-            let raw = sections::read(&root, &mut findings);
-            let default = Places::default();
-            Ok(Places {
-                socket: raw.socket.map_or(default.socket, |s| s.value),
-                state: raw.state.unwrap_or(default.state),
-            })
-        }
+        Ok(root) => Ok(Places::of(sections::read(&root, &mut findings))),
         Err(error) => {
             findings.syntax(&error, &text);
             Err(ConfigErrors::Invalid(findings.sorted(&text, &file).0))

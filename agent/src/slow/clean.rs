@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::sysctl::{self, SysctlError};
-use crate::config::AgentConfig;
+use crate::config::Places;
 use crate::control::{self, LockError};
 use crate::fast::netlink::{self, Requests};
 use crate::fast::steering;
@@ -64,8 +64,8 @@ pub struct Cleaned {
 ///
 /// # Errors
 /// The first that occurs; what was taken away until then stays away.
-pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
-    let _lock = if agent.paths.state.exists() { Some(control::lock(&agent.paths.state)?) } else { None };
+pub fn clean(places: &Places) -> Result<Cleaned, CleanError> {
+    let _lock = if places.state.exists() { Some(control::lock(&places.state)?) } else { None };
     let mut requests = Requests::open().map_err(CleanError::Netlink)?;
     let addresses = requests.addresses().map_err(CleanError::Netlink)?;
     let ours: Vec<_> = addresses.iter().filter(|a| a.ours).collect();
@@ -89,11 +89,11 @@ pub fn clean(agent: &AgentConfig) -> Result<Cleaned, CleanError> {
         return Err(CleanError::Resources(failed.join("; ")));
     }
     // Nothing needs it any more.
-    let device = watchdog::kernel_device(agent.watchdog.clone());
+    let device = watchdog::kernel_device(places.watchdog.clone());
     watchdog::disarm(&device, &super::fences::note()).map_err(CleanError::Watchdog)?;
-    kernel::remove_all(&agent.paths.bpffs)?;
-    if agent.store.path.exists() {
-        let mut store = FileStore::open(&agent.store.path)?;
+    kernel::remove_all(&places.bpffs)?;
+    if places.store.exists() {
+        let mut store = FileStore::open(&places.store)?;
         sysctl::restore(&mut store, &BTreeSet::new(), false)?;
     }
     Ok(Cleaned { addresses: ours.len(), routes: routes.len(), rules: rules.len() })
