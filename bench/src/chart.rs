@@ -112,6 +112,56 @@ pub fn curves(label: &str, floor: f64, series: &[(&str, &[(f64, f64)])]) -> Stri
     svg + "</svg>"
 }
 
+/// A system in [`timeline`].
+pub struct Band<'a> {
+    /// Its name.
+    pub system: &'a str,
+    /// What else stands beside it.
+    pub notes: [String; 2],
+    /// What it did, in columns of the same width.
+    pub values: &'a [f64],
+}
+
+/// Systems below one another over time, all to one scale; so many seconds before 0 and after it.
+pub fn timeline(label: &str, (before, after): (u32, u32), bands: &[Band]) -> String {
+    const LONG: f64 = 1120.0;
+    const BAND: f64 = 60.0;
+    const NAMES: f64 = 130.0;
+    let height = BAND * bands.len() as f64 + 24.0;
+    let mut svg = format!(
+        r#"<svg viewBox="0 0 {LONG} {height}" style="width:{LONG}px" role="img" aria-label="over time: {label}">"#
+    );
+    let x = |part: f64| NAMES + (LONG - NAMES - RIGHT) * part;
+    for second in 0..=before + after {
+        let at = x(f64::from(second) / f64::from(before + after));
+        // Writing to a String can't fail.
+        let _ = write!(
+            svg,
+            r#"<line class="grid" x1="{at:.1}" y1="0" x2="{at:.1}" y2="{:.1}"/><text x="{at:.1}" y="{:.1}" text-anchor="middle">{} s</text>"#,
+            height - 20.0,
+            height - 6.0,
+            i64::from(second) - i64::from(before)
+        );
+    }
+    let most = bands.iter().flat_map(|band| band.values).copied().fold(f64::MIN_POSITIVE, f64::max);
+    for (row, Band { system, notes: [first, second], values }) in bands.iter().enumerate() {
+        let base = BAND * (row + 1) as f64 - 4.0;
+        let mut path = format!("M{:.1} {base:.1}", x(0.0));
+        for (column, value) in values.iter().enumerate() {
+            let right = x((column + 1) as f64 / values.len() as f64);
+            let _ = write!(path, "V{:.1}H{right:.1}", base - (BAND - 12.0) * value / most);
+        }
+        let _ = write!(
+            svg,
+            r#"<path class="area {system}" d="{path}V{base:.1}Z"/><text x="4" y="{:.1}">{system}</text><text x="4" y="{:.1}">{first}</text><text x="4" y="{:.1}">{second}</text>"#,
+            base - 36.0,
+            base - 22.0,
+            base - 8.0
+        );
+    }
+    svg + "</svg>"
+}
+
 fn shares(histogram: &Histogram<u64>, low: f64, high: f64) -> Vec<f64> {
     let mut shares = vec![0.0; ((high - low) * COLUMNS).round() as usize];
     for value in histogram.iter_recorded() {

@@ -3,16 +3,15 @@
 //!
 //! A real client (libnfs, NFS version 3) reads, writes or makes files all the time, and checks what it reads. The stall is the
 //! longest time between two of its answers that begins within a second of the fault; the longest one in the second before it
-//! stands beside it. The servers are nfs-ganesha on ext4 on a disk that two nodes share;
-//! nobody is fenced. Each run begins when all is well again.
+//! stands beside it. An error is no answer: when a path to the disk fails, the client asks again. The servers are nfs-ganesha on ext4
+//! on a disk that two nodes share; nobody is fenced, but where a path hangs. Each run begins when all is well again.
 
 mod baton;
 mod keepalived;
+mod table;
 mod timeline;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,8 +21,9 @@ use baton_lab::transfer::{Contents, Log, check_stable};
 use baton_lab::{Host, Lab, Transfer, Work, clock};
 use clap::{Args, ValueEnum};
 
-use crate::html;
 use crate::report::{Key, Report, Row};
+use crate::runs::{Outcome, Output, repeat};
+use crate::{chart, html};
 use timeline::Line;
 
 /// Name of the benchmark.
@@ -33,10 +33,15 @@ const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(2);
 /// A stall that begins later than this after the fault is not the fault's.
 const BEGINS: Duration = Duration::from_secs(1);
+/// The same where a disk is to blame: it takes a while until that is found, and what is in memory is read on until then.
+const AFTER_STORAGE: Duration = Duration::from_secs(5);
+const BEGINS_STORAGE: Duration = Duration::from_secs(3);
 /// Answers that show that it goes on.
 const ANSWERS: usize = 20;
 /// How long the client may wait at most.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How scenarios end whose answers carry no bytes.
+const METADATA: &str = "/metadata";
 /// A longer stall of Baton's client is told of, step by step.
 const SLOW: Duration = Duration::from_secs(1);
 /// Until all is well.
@@ -55,8 +60,14 @@ pub enum Cause {
     ServiceKilled,
     /// It loses its power, and what it has not synced to the disk.
     PowerLoss,
+    /// Its path to the disk returns errors.
+    StorageError,
+    /// Its path to the disk answers nothing any more.
+    StorageHang,
     /// It is drained; keepalived: stopped by its administrator.
     Drain,
+    /// An administrator moves the virtual server.
+    Move,
 }
 
 impl Cause {
@@ -66,8 +77,21 @@ impl Cause {
             Cause::AgentKilled => "agent_killed",
             Cause::ServiceKilled => "service_killed",
             Cause::PowerLoss => "power_loss",
+            Cause::StorageError => "storage_error",
+            Cause::StorageHang => "storage_hang",
             Cause::Drain => "drain",
+            Cause::Move => "move",
         }
+    }
+
+    /// The disk is to blame: an error is what the client must expect.
+    fn is_of_storage(self) -> bool {
+        matches!(self, Cause::StorageError | Cause::StorageHang)
+    }
+
+    /// How long the client works on afterwards, and until when a stall is its own.
+    fn times(self) -> (Duration, Duration) {
+        if self.is_of_storage() { (AFTER_STORAGE, BEGINS_STORAGE) } else { (AFTER, BEGINS) }
     }
 }
 
@@ -118,9 +142,14 @@ impl Kind {
 enum Name {
     /// Probes every 10 ms, a lease of 50 ms.
     Baton,
+    /// The same, and clients are not told that their connections are gone.
+    BatonNoResets,
     /// keepalived, an advertisement every 10 ms: its fastest.
     #[value(name = "keepalived-10ms")]
     KeepalivedFast,
+    /// The same, with XDP programs that let everything pass: what their being there costs in a lab.
+    #[value(name = "keepalived-xdp")]
+    KeepalivedXdp,
     /// keepalived, an advertisement every second: its default.
     Keepalived,
 }
@@ -129,16 +158,26 @@ impl Name {
     fn name(self) -> &'static str {
         match self {
             Name::Baton => "baton",
+            Name::BatonNoResets => "baton_no_resets",
             Name::KeepalivedFast => "keepalived_10ms",
+            Name::KeepalivedXdp => "keepalived_xdp",
             Name::Keepalived => "keepalived",
         }
     }
 
-    fn start(self) -> Result<Box<dyn System>> {
+    fn is_ours(self) -> bool {
+        matches!(self, Name::Baton | Name::BatonNoResets)
+    }
+
+    /// Starts it, as it is to be for this cause.
+    fn start(self, cause: Cause) -> Result<Box<dyn System>> {
+        let fenced = cause == Cause::StorageHang;
         Ok(match self {
-            Name::Baton => Box::new(baton::Baton::start()?),
-            Name::KeepalivedFast => Box::new(keepalived::Keepalived::start("0.01")?),
-            Name::Keepalived => Box::new(keepalived::Keepalived::start("1")?),
+            Name::Baton => Box::new(baton::Baton::start(fenced, true)?),
+            Name::BatonNoResets => Box::new(baton::Baton::start(fenced, false)?),
+            Name::KeepalivedFast => Box::new(keepalived::Keepalived::start("0.01", false)?),
+            Name::KeepalivedXdp => Box::new(keepalived::Keepalived::start("0.01", true)?),
+            Name::Keepalived => Box::new(keepalived::Keepalived::start("1", false)?),
         })
     }
 }
@@ -151,8 +190,8 @@ trait System {
     /// Its disk.
     fn disks(&self) -> &Disks;
 
-    /// Can this be done to it without mounting the file system twice?
-    fn has(&self, cause: Cause) -> bool;
+    /// Why this can't be done to it as it stands.
+    fn refuses(&self, cause: Cause) -> Option<&'static str>;
 
     /// Waits until all is well. Returns the node that serves.
     fn prepare(&mut self) -> Result<String>;
@@ -162,6 +201,12 @@ trait System {
 
     /// Mends it.
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()>;
+
+    /// What it measured itself of the fault at `at`, which happened to this node.
+    fn stages(&self, at: Duration, node: &str) -> Result<Vec<(&'static str, Duration)>> {
+        let (_, _) = (at, node);
+        Ok(Vec::new())
+    }
 
     /// What the nodes did since `at`.
     fn story(&self, at: Duration) -> String {
@@ -180,24 +225,25 @@ pub struct Arguments {
     #[arg(long, default_value_t = 10)]
     runs: usize,
     /// Systems, with commas between them.
-    #[arg(long, value_delimiter = ',', default_value = "baton,keepalived-10ms,keepalived")]
+    #[arg(long, value_delimiter = ',', default_value = "baton,baton-no-resets,keepalived-10ms,keepalived")]
     systems: Vec<Name>,
     /// Scenarios, with commas between them.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "port-cut,agent-killed,service-killed,power-loss,drain"
+        default_value = "port-cut,agent-killed,service-killed,power-loss,storage-error,storage-hang,drain,move"
     )]
     scenarios: Vec<Cause>,
     /// What the client does, with commas between them.
-    #[arg(long, value_delimiter = ',', default_value = "read-64k,read-1m,write-64k,write-1m,metadata")]
-    work: Vec<Kind>,
-    /// Write the rows to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Write a page with time lines and distributions to this file.
-    #[arg(long)]
-    html: Option<PathBuf>,
+    #[arg(
+        long,
+        alias = "work",
+        value_delimiter = ',',
+        default_value = "read-64k,read-1m,write-64k,write-1m,metadata"
+    )]
+    works: Vec<Kind>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What has been found.
@@ -226,45 +272,38 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         }
     }
     let Findings { report, rates, lines, mut remarks } = findings;
-    remarks.extend(judge(&report));
     let rates: Vec<Row> = rates
         .into_iter()
         .map(|((scenario, metric, system), mut values)| {
-            Row::of(BENCH, system, &scenario, metric, "B/s", &mut values)
+            let unit = if scenario.ends_with(METADATA) { "1/s" } else { "B/s" };
+            Row::of(BENCH, system, &scenario, metric, unit, &mut values)
         })
         .collect();
+    let table = table::Table::of(&report);
+    remarks.extend(table.remarks());
     println!("{}", report.table());
     for rate in &rates {
-        println!(
-            "{} | {} | {:<16} {:>10.1} MB/s (p50 of {})",
-            rate.scenario,
-            rate.metric,
-            rate.system,
-            rate.p50 / 1e6,
-            rate.n
-        );
+        let shown = timeline::shown(rate.p50, rate.unit);
+        println!("{} | {} | {:<16} {shown:>12} (p50 of {})", rate.scenario, rate.metric, rate.system, rate.n);
     }
+    println!("\n{}", table.text());
     remarks.iter().for_each(|remark| println!("{remark}"));
-    if let Some(path) = &arguments.html {
-        let page = html::document("Files through failures", INTRO, &remarks, &body(&report, &lines));
-        fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(path) = &arguments.json {
-        let rows: Vec<Row> = report.rows().into_iter().chain(rates).collect();
-        let text = serde_json::to_string_pretty(&rows).context("encode the rows")?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    let rows: Vec<Row> = report.rows().into_iter().chain(rates).collect();
+    let body = || table.html() + &body(&report, &lines);
+    arguments.output.write(&rows, || html::document("Files through failures", INTRO, &remarks, &body()))
 }
 
-const INTRO: &str = "What an NFS client gets over time, around a fault at 0 s: the run with each system's longest stall. Below, \
-    the stall over all runs in us. All systems in one run on one machine, one after another.";
+const INTRO: &str = "How long an NFS client waits at a fault, and what it gets over time around it, at 0 s: the run with each \
+    system's longest stall; all systems of a drawing to one scale. Below each, the stall over all runs in us. All systems in one \
+    run on one machine, one after another.";
 
 fn body(report: &Report, lines: &BTreeMap<String, BTreeMap<&'static str, Line>>) -> String {
     let rows = report.rows();
     let section = |(scenario, lines): (&String, &BTreeMap<&'static str, Line>)| {
         let of_scenario: Vec<&Row> = rows.iter().filter(|row| row.scenario == *scenario).collect();
-        html::section(scenario, &timeline::draw(scenario, lines), &html::table(&of_scenario))
+        let unit = if scenario.ends_with(METADATA) { "1/s" } else { "B/s" };
+        let drawing = chart::timeline(scenario, timeline::SECONDS, &timeline::bands(lines, unit));
+        html::section(scenario, &drawing, &html::table(&of_scenario))
     };
     lines.iter().map(section).collect()
 }
@@ -272,44 +311,49 @@ fn body(report: &Report, lines: &BTreeMap<String, BTreeMap<&'static str, Line>>)
 /// Everything of one system.
 fn measure(name: Name, arguments: &Arguments, findings: &mut Findings) -> Result<()> {
     let read = Contents { name: "/read".to_owned(), bytes: 16 << 20, seed: 1 };
-    let mut system = start(name, &read)?;
+    let mut system: Option<Box<dyn System>> = None;
     for &cause in &arguments.scenarios {
-        if !system.has(cause) {
-            let text = "not done: two nodes would have the file system mounted";
-            findings.remarks.push(format!("{}, {}: {text}", name.name(), cause.name()));
+        if name.is_ours() && system.as_ref().is_some_and(|s| s.refuses(cause).is_some()) {
+            system = None; // it is to be started in another way
+        }
+        if system.is_none() {
+            system = Some(start(name, cause, &read)?);
+        }
+        if let Some(why) = system.as_ref().and_then(|s| s.refuses(cause)) {
+            findings.remarks.push(format!("{}, {}: {why}", name.name(), cause.name()));
             continue;
         }
-        for &kind in &arguments.work {
+        for &kind in &arguments.works {
             let case = Case { name, cause, kind };
-            let (mut failed, mut twice, runs) = (0, 0, arguments.runs);
-            for run in 1..=runs {
-                let double = case.run(&mut *system, &read, findings).unwrap_or_else(|error| {
-                    failed += 1;
-                    eprintln!("FAILED: {}, run {run}: {error:#}", case.name());
-                    true
-                });
-                if double {
+            let mut twice = 0;
+            let failed = repeat(&case.name(), arguments.runs, |_| {
+                // What is on the disk can't be relied on any more after a failure, or when it was mounted twice.
+                let mut standing = match system.take() {
+                    Some(standing) => standing,
+                    None => start(name, cause, &read)?,
+                };
+                if case.run(&mut *standing, &read, findings)? {
                     twice += 1;
-                    // What is on the disk can't be relied on any more.
-                    drop(system);
-                    system = start(name, &read)?;
+                } else {
+                    system = Some(standing);
                 }
+                Ok(Outcome::Counts)
+            });
+            findings.remarks.extend(failed);
+            if twice > 0 {
+                let (case, runs) = (case.name(), arguments.runs);
+                let remark =
+                    format!("{case}: two nodes had the file system mounted in {twice} of {runs} runs");
+                findings.remarks.push(remark);
             }
-            let mut remark = |count: usize, what: &str| {
-                if count > 0 {
-                    findings.remarks.push(format!("{}: {what} in {count} of {runs} runs", case.name()));
-                }
-            };
-            remark(failed, "FAILED");
-            remark(twice - failed, "two nodes had the file system mounted");
         }
     }
     Ok(())
 }
 
 /// Starts a system, with the file that is read.
-fn start(name: Name, read: &Contents) -> Result<Box<dyn System>> {
-    let mut system = name.start()?;
+fn start(name: Name, cause: Cause, read: &Contents) -> Result<Box<dyn System>> {
+    let mut system = name.start(cause)?;
     system.prepare()?;
     system.lab().host("client")?.enter(|| -> Result<()> {
         let mut client = NfsClient::mount(ADDRESS, MOUNT, LIMIT)?;
@@ -339,24 +383,26 @@ impl Case {
         let contents = if matches!(kind.work(), Work::Read { .. }) { read } else { &written };
         let client = system.lab().host("client")?.clone();
         let mounts = system.disks().lun.watch()?;
-        let transfer = Transfer::start(&client, contents, kind.work(), LIMIT)?;
+        let begin = if cause.is_of_storage() { Transfer::start_patient } else { Transfer::start };
+        let transfer = begin(&client, contents, kind.work(), LIMIT)?;
         let steady = transfer.wait(ANSWERS, Duration::ZERO, LIMIT);
         steady.with_context(|| format!("before it{}", system.complaint()))?;
         std::thread::sleep(BEFORE);
         let at = system.strike(cause, &node)?;
         let went_on = transfer.wait(ANSWERS, at, LIMIT);
-        std::thread::sleep(AFTER);
+        let (after, begins) = cause.times();
+        std::thread::sleep(after);
         let went_on = went_on.and_then(|()| transfer.wait(ANSWERS, clock::now(), LIMIT));
         let end = clock::now();
         let connections = connections(&client);
         let complaint = if went_on.is_err() { system.complaint() } else { String::new() };
         let log = transfer.stop();
-        let story = system.story(at);
+        let (story, stages) = (system.story(at), system.stages(at, &node));
         system.mend(cause, &node)?;
         went_on.with_context(|| format!("after it{complaint}"))?;
         ensure!(log.failed.is_none() && log.wrong.is_empty(), "{:?} {:?}", log.failed, log.wrong);
         let (_, doubles) = mounts.finish();
-        ensure!(doubles.is_empty() || name != Name::Baton, "mounted twice: {doubles:?}");
+        ensure!(doubles.is_empty() || !name.is_ours(), "mounted twice: {doubles:?}");
         if let Work::Write { chunk } = kind.work() {
             system.prepare()?;
             let wrong = client.enter(|| -> Result<Vec<String>> {
@@ -369,16 +415,17 @@ impl Case {
             );
         }
 
-        let (from, to) = stall_of(&log, at, end);
+        let (from, to) = stall_of(&log, at, end, begins);
         let stall = to.saturating_sub(from);
         let (quiet_from, quiet_to) = log.longest(at - BEFORE, at);
         if stall >= SLOW && name == Name::Baton {
             eprintln!(
-                "SLOW: {}: {stall:.0?} without an answer, from {:.0?} after it; asked again {}, mounted again {}{}\n{connections}",
+                "SLOW: {}: {stall:.0?} without an answer, from {:.0?} after it; asked again {}, mounted again {}, errors {}{}\n{connections}",
                 self.name(),
                 from.saturating_sub(at),
                 log.asked_again,
                 log.mounted_again,
+                log.errors,
                 story
             );
         }
@@ -391,11 +438,16 @@ impl Case {
         };
         findings.report.record(key("client_stall"), stall)?;
         findings.report.record(key("longest_before"), quiet_to.saturating_sub(quiet_from))?;
+        for (stage, time) in stages? {
+            findings.report.record(key(stage), time)?;
+        }
+        let weigh = |(_, bytes): &(Duration, usize)| if kind == Kind::Metadata { 1.0 } else { *bytes as f64 };
         for (metric, from, to) in [("before", at - BEFORE, at), ("after", at, end)] {
-            let rate = log.bytes(from, to) as f64 / (to - from).as_secs_f64();
+            let within = log.answered.iter().filter(|(answered, _)| *answered > from && *answered <= to);
+            let rate = within.map(weigh).sum::<f64>() / (to - from).as_secs_f64();
             findings.rates.entry((scenario.clone(), metric, name.name())).or_default().push(rate);
         }
-        let line = Line::of(&log, at, stall);
+        let line = Line::of(&log, at, stall, weigh);
         let lines = findings.lines.entry(scenario).or_default();
         if lines.get(name.name()).is_none_or(|known| known.stall < stall) {
             lines.insert(name.name(), line);
@@ -404,12 +456,12 @@ impl Case {
     }
 }
 
-/// The longest time without an answer that begins soon after the fault at `at`, or lasts then.
-fn stall_of(log: &Log, at: Duration, end: Duration) -> (Duration, Duration) {
+/// The longest time without an answer that begins this soon after the fault at `at`, or lasts then.
+fn stall_of(log: &Log, at: Duration, end: Duration, begins: Duration) -> (Duration, Duration) {
     let last = log.answered.partition_point(|(answered, _)| *answered <= at).saturating_sub(1);
     let times = log.answered[last..].iter().map(|(answered, _)| *answered);
     let ends = times.clone().skip(1).chain([end]);
-    let soon = times.zip(ends).filter(|(from, _)| *from <= at + BEGINS);
+    let soon = times.zip(ends).filter(|(from, _)| *from <= at + begins);
     soon.max_by_key(|(from, to)| to.saturating_sub(*from)).unwrap_or((at, end))
 }
 
@@ -417,24 +469,6 @@ fn stall_of(log: &Log, at: Duration, end: Duration) -> (Duration, Duration) {
 fn connections(client: &Host) -> String {
     let shown = client.run("ss", ["-tnio"]);
     shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
-}
-
-/// Sentences on the figures that were to be reached.
-fn judge(report: &Report) -> Vec<String> {
-    let limit = |scenario: &str| match scenario.split_once('/')?.0 {
-        "power_loss" => Some(1000.0),
-        "port_cut" => Some(250.0),
-        "drain" => Some(600.0),
-        _ => None,
-    };
-    let is_ours = |row: &Row| row.system == "baton" && row.metric == "client_stall";
-    let ours = report.rows().into_iter().filter(is_ours);
-    let sentence = |row: Row| {
-        let (limit, stall) = (limit(&row.scenario)?, row.p99 / 1e3);
-        let word = if stall <= limit { "reached" } else { "MISSED" };
-        Some(format!("{word}: {}: stall p99 {stall:.0} ms (at most {limit:.0}), n {}", row.scenario, row.n))
-    };
-    ours.filter_map(sentence).collect()
 }
 
 /// The nodes other than this one.
@@ -451,8 +485,8 @@ mod tests {
         let ms = Duration::from_millis;
         let answered = [900, 990, 1400, 1410, 2900, 4000].map(|at| (ms(at), 1)).to_vec();
         let log = Log { answered, ..Log::default() };
-        assert_eq!(stall_of(&log, ms(1000), ms(4100)), (ms(1410), ms(2900)));
-        assert_eq!(stall_of(&log, ms(400), ms(4100)), (ms(990), ms(1400)));
-        assert_eq!(stall_of(&Log::default(), ms(1000), ms(4100)), (ms(1000), ms(4100)));
+        assert_eq!(stall_of(&log, ms(1000), ms(4100), BEGINS), (ms(1410), ms(2900)));
+        assert_eq!(stall_of(&log, ms(400), ms(4100), BEGINS), (ms(990), ms(1400)));
+        assert_eq!(stall_of(&Log::default(), ms(1000), ms(4100), BEGINS), (ms(1000), ms(4100)));
     }
 }

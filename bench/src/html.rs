@@ -21,7 +21,8 @@ svg text { font-size: 11px; fill: var(--quiet); } .grid { stroke: var(--grid); }
 .line { fill: none; stroke: currentColor; stroke-width: 2; }
 .area { fill: currentColor; fill-opacity: .18; stroke: currentColor; stroke-width: 1.2; }
 .floor { color: var(--floor); } .baton { color: var(--baton); } .keepalived { color: var(--keepalived); }
-.keepalived_ports, .lpt { color: var(--ports); } .count { color: var(--keepalived); } .stay { color: var(--floor); }
+.keepalived_10ms { color: var(--keepalived); } .baton_no_resets, .baton_fast { color: var(--floor); }
+.keepalived_ports, .keepalived_xdp, .lpt { color: var(--ports); } .count { color: var(--keepalived); } .stay { color: var(--floor); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { padding: .15rem .7rem; text-align: right; }
 td:first-child, th:first-child { text-align: left; font-weight: 600; } th { color: var(--quiet); font-weight: 400; }
 .void { border-left: 4px solid #d33; padding-left: .6rem; } ul { margin: .5rem 0; padding-left: 1.2rem; }

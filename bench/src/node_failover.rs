@@ -13,19 +13,18 @@ mod election;
 pub mod keepalived;
 mod many;
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use baton_lab::etcd::Timers;
-use baton_lab::{Direction, Host, Lab, Probe, Valve, Watcher, clock};
+use baton_lab::{Host, Lab, Probe, Watcher, clock};
 use clap::{Args, ValueEnum};
 
 use crate::html;
 use crate::load::Load;
 use crate::report::{Key, Report, Row, microseconds};
+use crate::runs::{Outcome, Output, repeat};
 use crate::witness::Witness;
 
 /// The virtual IP.
@@ -222,12 +221,8 @@ pub struct Arguments {
     /// Nice value of etcd's processes.
     #[arg(long, default_value_t = -20, allow_negative_numbers = true)]
     etcd_nice: i32,
-    /// Write the rows to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Write a page with the distributions to this file.
-    #[arg(long)]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What has been found.
@@ -269,16 +264,8 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     remarks.extend(judge(&report));
     println!("{}", report.table());
     remarks.iter().for_each(|remark| println!("{remark}"));
-    if let Some(path) = &arguments.json {
-        let rows: Vec<Row> = report.rows().into_iter().chain(more).collect();
-        let text = serde_json::to_string_pretty(&rows).context("encode the rows")?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(path) = &arguments.html {
-        fs::write(path, html::page(&report, &remarks))
-            .with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    let rows: Vec<Row> = report.rows().into_iter().chain(more).collect();
+    arguments.output.write(&rows, || html::page(&report, &remarks))
 }
 
 /// Everything of one system.
@@ -356,38 +343,26 @@ impl Case {
             }
             return Ok(());
         }
-        let (mut failed, mut stalled) = (0, 0);
         let mut elections = Vec::new();
-        let mut run = 0;
-        while run < runs {
-            run += 1;
+        let failed = repeat(&self.name(), runs, |_| {
             if cause == Cause::Move {
                 for put in system.puts()? {
                     findings.record(kind, load, "etcd", "etcd_put", put)?;
                 }
             }
-            match self.run(system, witness) {
-                Ok(sample) if sample.stalled => {
-                    findings.record(kind, load, cause.name(), "client_outage_stalled", sample.outage)?;
-                    stalled += 1;
-                    run -= usize::from(stalled <= runs); // once more
-                }
-                Ok(sample) => {
-                    findings.record(kind, load, cause.name(), "client_outage", sample.outage)?;
-                    findings.record(kind, load, cause.name(), "announced", sample.announced)?;
-                    if sample.elected && cause != Cause::LeaderDies {
-                        elections.push(sample.outage);
-                    }
-                }
-                Err(error) => {
-                    failed += 1;
-                    eprintln!("FAILED: {}, run {run}: {error:#}", self.name());
-                }
+            let sample = self.run(system, witness)?;
+            if sample.stalled {
+                findings.record(kind, load, cause.name(), "client_outage_stalled", sample.outage)?;
+                return Ok(Outcome::Void);
             }
-        }
-        if failed > 0 {
-            findings.remarks.push(format!("FAILED: {}: {failed} of {runs} runs", self.name()));
-        }
+            findings.record(kind, load, cause.name(), "client_outage", sample.outage)?;
+            findings.record(kind, load, cause.name(), "announced", sample.announced)?;
+            if sample.elected && cause != Cause::LeaderDies {
+                elections.push(sample.outage);
+            }
+            Ok(Outcome::Counts)
+        });
+        findings.remarks.extend(failed);
         if !elections.is_empty() {
             let (name, count) = (self.name(), elections.len());
             findings.remarks.push(format!(
@@ -454,13 +429,6 @@ fn observe(lab: &Lab, watcher: &Watcher, probe: &Probe, at: Duration) -> Result<
     let holders = lab.port("client", "p0")?.holders(address, Duration::from_millis(20))?;
     ensure!(holders.len() == 1, "{} nodes answer: {holders:?}", holders.len());
     Ok(announced)
-}
-
-/// Valves on every port of a node, open.
-pub fn valves(lab: &Lab, node: &str) -> Result<Vec<Valve>> {
-    let ports = lab.ports().filter(|port| port.host().name() == node);
-    let both = ports.flat_map(|port| [port.valve(Direction::FromHost), port.valve(Direction::ToHost)]);
-    Ok(both.collect::<Result<_, _>>()?)
 }
 
 /// Answers probes on this host, whenever it has the address.

@@ -6,11 +6,9 @@
 //! The scenario with delayed events has the same systems on cables whose events the kernel holds back; the floor stays out of it, as it
 //! has nothing but the event.
 
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use baton_lab::{HostSpec, Lab, Topology};
 use clap::{Args, ValueEnum};
 
@@ -19,6 +17,7 @@ use crate::load::Load;
 use crate::node::{self, Node};
 use crate::report::{Key, Report, microseconds};
 use crate::run::{Phase, Sample, measure};
+use crate::runs::Output;
 use crate::system::{Kind, Place};
 
 /// The table is void when the floor needs longer than this, at the median and idle, from event to announcement: then the machine is not
@@ -65,12 +64,8 @@ pub struct Arguments {
     /// Loads, with commas between them.
     #[arg(long, value_delimiter = ',', default_value = "idle,busy")]
     load: Vec<Load>,
-    /// Write the rows to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Write a page with the distributions to this file.
-    #[arg(long)]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Measures and reports.
@@ -83,15 +78,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     remarks.extend(judge(&report));
     println!("{}", report.table());
     remarks.iter().for_each(|remark| println!("{remark}"));
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report.rows()).context("encode the rows")?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(path) = &arguments.html {
-        fs::write(path, html::page(&report, &remarks))
-            .with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    arguments.output.write(&report.rows(), || html::page(&report, &remarks))
 }
 
 /// One scenario in a lab of its own: with held-back events in the kernel, a busy machine reports others late, too.

@@ -12,6 +12,9 @@ use crate::files::{ADDRESS, MOUNT};
 use crate::host::{Host, wait_until};
 use crate::nfs::{NfsClient, NfsFile};
 
+/// Between an error and the next question of a patient client.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -110,6 +113,8 @@ pub struct Log {
     pub asked_again: u64,
     /// How often the library had given up, and the export was mounted anew.
     pub mounted_again: u64,
+    /// Questions that were answered with an error; see [`Transfer::start_patient`].
+    pub errors: u64,
     /// For each chunk, how often it was written when it was last answered for as stable.
     pub stable: Vec<u64>,
     /// How often the file was written, the time that is under way included.
@@ -160,12 +165,36 @@ impl Transfer {
         work: Work,
         limit: Duration,
     ) -> Result<Transfer, LabError> {
+        Transfer::begin(host, contents, work, limit, false)
+    }
+
+    /// The same, but a question that is answered with an error is asked again, until there is another answer.
+    ///
+    /// # Errors
+    /// As [`Transfer::start`].
+    pub fn start_patient(
+        host: &Host,
+        contents: &Contents,
+        work: Work,
+        limit: Duration,
+    ) -> Result<Transfer, LabError> {
+        Transfer::begin(host, contents, work, limit, true)
+    }
+
+    fn begin(
+        host: &Host,
+        contents: &Contents,
+        work: Work,
+        limit: Duration,
+        patient: bool,
+    ) -> Result<Transfer, LabError> {
         let stop = Arc::new(AtomicBool::new(false));
         let faults = Arc::new(AtomicU64::new(0));
         let log = Arc::new(Mutex::new(Log::default()));
         let job = Worker {
             contents: contents.clone(),
             work,
+            patient,
             stop: stop.clone(),
             faults: faults.clone(),
             log: log.clone(),
@@ -240,6 +269,8 @@ impl Drop for Transfer {
 struct Worker {
     contents: Contents,
     work: Work,
+    /// Errors are no answers.
+    patient: bool,
     stop: Arc<AtomicBool>,
     faults: Arc<AtomicU64>,
     log: Arc<Mutex<Log>>,
@@ -255,6 +286,19 @@ impl Worker {
         log.answered.push((clock::now(), bytes));
         (log.asked_again, log.mounted_again) = (client.asked_again, client.mounted_again);
         more(&mut log);
+    }
+
+    /// Asks, again and again where that is wanted, while the answer is an error.
+    fn ask<T>(&self, mut question: impl FnMut() -> Result<T, LabError>) -> Result<T, LabError> {
+        loop {
+            match question() {
+                Err(LabError::System { .. }) if self.patient && self.is_to_go_on() => {
+                    self.log.lock().unwrap_or_else(PoisonError::into_inner).errors += 1;
+                    thread::sleep(PAUSE);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn run(&self, limit: Duration) -> Result<(), LabError> {
@@ -283,7 +327,7 @@ impl Worker {
     fn read(&self, client: &mut NfsClient, file: &NfsFile, chunk: usize) -> Result<(), LabError> {
         let mut offset = 0;
         while self.is_to_go_on() {
-            let data = client.read(file, offset, chunk)?;
+            let data = self.ask(|| client.read(file, offset, chunk))?;
             let wanted = self.contents.at(0, offset, chunk.min((self.contents.bytes - offset) as usize));
             self.note(client, data.len(), |log| {
                 if data != wanted {
@@ -337,7 +381,7 @@ impl Worker {
                     }
                     self.write_one(client, file, chunk, index, round)?;
                 }
-                client.sync(file)?;
+                self.ask(|| client.sync(file))?;
                 if faults.is_multiple_of(2) && self.faults.load(Ordering::SeqCst) == faults {
                     let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
                     log.stable[together].fill(round);
@@ -369,7 +413,8 @@ impl Worker {
     ) -> Result<bool, LabError> {
         let offset = (index * chunk) as u64;
         let length = chunk.min((self.contents.bytes - offset) as usize);
-        let written = client.write(file, offset, &self.contents.at(round, offset, length))?;
+        let data = self.contents.at(round, offset, length);
+        let written = self.ask(|| client.write(file, offset, &data))?;
         self.note(client, written, |log| {
             if written != length {
                 log.wrong.push(format!("wrote {written} of {length} bytes at {offset}"));
@@ -384,16 +429,16 @@ impl Worker {
                 break;
             }
             let name = format!("{}-{number}", self.contents.name);
-            let file = client.create(&name)?;
+            let file = self.ask(|| client.create(&name))?;
             self.note(client, 0, |_| ());
             client.close(file)?;
-            let size = client.size(&name)?;
+            let size = self.ask(|| client.size(&name))?;
             self.note(client, 0, |log| {
                 if size != 0 {
                     log.wrong.push(format!("{name} has {size} bytes"));
                 }
             });
-            client.remove(&name)?;
+            self.ask(|| client.remove(&name))?;
             self.note(client, 0, |_| ());
         }
         Ok(())

@@ -155,7 +155,8 @@ impl Definitions {
         named(&mut lines, "virtual server", servers, &self.servers, |s| s.name.clone(), |s| format!("{s:?}"));
         let resources = old.map_or(&[][..], |d| &d.resources);
         let text = |r: &Resources| {
-            format!("{:?} {:?} {:?} {:?}", r.filesystems, r.services, r.fence, r.storage_units)
+            let Resources { filesystems, services, fence, storage_units, reset_connections, .. } = r;
+            format!("{filesystems:?} {services:?} {fence:?} {storage_units:?} {reset_connections}")
         };
         named(
             &mut lines,

@@ -34,6 +34,8 @@ pub struct Resources {
     pub fence: Fence,
     /// The storage units that its file systems are on.
     pub storage_units: Vec<String>,
+    /// Are its clients told that their connections are gone, when it has come to another node?
+    pub reset_connections: bool,
 }
 
 /// A file system on a block device.
@@ -183,6 +185,7 @@ pub(super) fn resources(server: &RawServer) -> Option<Resources> {
         services: services.iter().map(|s| service(&s.value)).collect(),
         fence: fence_of(&server.resources),
         storage_units: units_of(&server.resources),
+        reset_connections: server.resources.resets.unwrap_or(true),
     };
     (!resources.filesystems.is_empty() || !resources.services.is_empty()).then_some(resources)
 }

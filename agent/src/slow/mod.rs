@@ -342,9 +342,9 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
     outcome
 }
 
-/// The addresses of virtual servers that have services: clients are connected to these.
+/// The addresses of virtual servers that have services, for clients are connected to these, unless they are not to be told.
 fn tracked(resources: &[Resources]) -> BTreeMap<IpAddr, String> {
-    let with_services = resources.iter().filter(|r| !r.services.is_empty());
+    let with_services = resources.iter().filter(|r| !r.services.is_empty() && r.reset_connections);
     with_services.flat_map(|r| r.addresses.iter().map(|a| (*a, r.server.clone()))).collect()
 }
 
@@ -457,4 +457,28 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 fn boot_id() -> Result<String, RunError> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
     fs::read_to_string(&path).map(|s| s.trim().to_owned()).map_err(|error| RunError::Path { path, error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_kept_where_there_are_services_whose_clients_are_to_be_told() {
+        let server = |number: u8, lines: &str| {
+            format!(
+                "[[virtual_server]]\nname = \"vs{number}\"\naddresses = [\"10.0.0.{number}/24\"]\n{lines}"
+            )
+        };
+        let service = "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/bin/true\"]\n";
+        let text = "[node]\nname = \"fs1\"\n[[port]]\ninterface = \"eth0\"\nsegment = \"office\"\n\
+                    [[segment]]\nname = \"office\"\nsubnets = [\"10.0.0.0/24\"]\n"
+            .to_owned()
+            + &server(1, "")
+            + &server(2, service)
+            + &server(3, &format!("reset_connections = false\n{service}"));
+        let loaded = crate::config::parse(&text, "f").expect("good");
+        let expected = (IpAddr::from([10, 0, 0, 2]), "vs2".to_owned());
+        assert_eq!(tracked(&loaded.agent.resources), BTreeMap::from([expected]));
+    }
 }

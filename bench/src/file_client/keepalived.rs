@@ -1,28 +1,27 @@
 //! Two nodes with keepalived, and scripts that mount and start the NFS server on its master, as its users write them.
 
-use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use baton_lab::files::{ADDRESS, Disks, MOUNT, NODES, valves};
-use baton_lab::{HostSpec, Lab, Process, Topology, Valve, clock};
+use anyhow::{Result, bail};
+use baton_lab::files::{ADDRESS, Disks, MOUNT, NODES};
+use baton_lab::{Lab, Occupant, Way, clock};
 
 use super::{Cause, PATIENCE, RESTART, System};
+use crate::keepalived::{More, PORT, Pair};
 
-const CONFIGURATION: &str = "/run/lab/keepalived.conf";
 const SCRIPT: &str = "/run/lab/notify.sh";
+const STORAGE: &str = "/run/lab/storage.sh";
 const GANESHA: &str = "/run/lab/ganesha.conf";
-/// The port of both nodes.
-const PORT: &str = "p0";
+/// Whether the disk answers is asked in the shortest interval that keepalived's users choose, and believed at once.
+const STORAGE_TEXT: &str =
+    "#!/bin/sh\nexec dd if=/run/lab/lun of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null\n";
 
 /// The two of them.
 pub struct Keepalived {
-    lab: Lab,
+    pair: Pair,
     disks: Disks,
-    advert: &'static str,
-    processes: BTreeMap<String, Process>,
-    valves: BTreeMap<String, Vec<Valve>>,
+    /// On both ends of the nodes' cables, where that is asked for.
+    _programs: Vec<Occupant>,
 }
 
 /// What keepalived runs at every change of its state. It runs them without waiting for one another, so they go by whether the address is
@@ -50,103 +49,79 @@ fn ganesha() -> String {
     )
 }
 
+fn more() -> More {
+    let notify = |word: &str| format!("    notify_{word} \"{SCRIPT} {word}\"\n");
+    let notices: String = ["master", "backup", "fault", "stop"].map(notify).concat();
+    More {
+        global: "    script_user root\n    enable_script_security\n".to_owned(),
+        sections: format!(
+            "vrrp_script storage {{\n    script \"{STORAGE}\"\n    interval 1\n    timeout 1\n    fall 1\n    rise 1\n}}\n"
+        ),
+        instance: format!("    track_script {{\n        storage\n    }}\n{notices}"),
+    }
+}
+
 impl Keepalived {
-    /// Starts them with this interval of advertisements, seconds.
-    pub fn start(advert: &'static str) -> Result<Keepalived> {
-        let client = HostSpec::new("client").ports("office", 1).address("p0", "10.0.0.100/24");
-        let mut topology = Topology::new("keepalived").segment("office").host(client);
-        for (node, address) in NODES.into_iter().zip(["10.0.0.1/24", "10.0.0.2/24"]) {
-            topology = topology.host(HostSpec::new(node).ports("office", 1).address(PORT, address));
-        }
-        let lab = topology.build()?;
+    /// Starts them with this interval of advertisements, seconds; and with XDP programs on their ports that let everything pass,
+    /// where that is asked for.
+    pub fn start(advert: &'static str, programs: bool) -> Result<Keepalived> {
+        let mut pair = Pair::new(NODES, advert, more())?;
         let mut disks = Disks::new()?;
+        let mut occupants = Vec::new();
         for node in NODES {
-            let host = lab.host(node)?;
+            let host = pair.lab.host(node)?;
             disks.connect(host)?;
-            host.write(SCRIPT, &script())?;
+            for (path, text) in [(SCRIPT, script()), (STORAGE, STORAGE_TEXT.to_owned())] {
+                host.write(path, &text)?;
+                host.run("chmod", ["700", path])?;
+            }
             host.write(GANESHA, &ganesha())?;
-            host.run("chmod", ["700", SCRIPT])?;
             // The server binds to the address before, or while, it comes.
             host.set_sysctl("net/ipv4/ip_nonlocal_bind", "1")?;
+            if programs {
+                occupants.push(pair.lab.port(node, PORT)?.occupy_xdp()?);
+                pair.lab.carry_xdp_tx(node)?;
+            }
         }
-        let valves = NODES.map(|n| Ok((n.to_owned(), valves(&lab, n)?)));
-        let valves = valves.into_iter().collect::<Result<_>>()?;
-        let mut system = Keepalived { lab, disks, advert, processes: BTreeMap::new(), valves };
-        NODES.into_iter().try_for_each(|node| system.run(node))?;
-        Ok(system)
-    }
-
-    fn run(&mut self, node: &str) -> Result<()> {
-        let host = self.lab.host(node)?;
-        let priority = if node == NODES[0] { 101 } else { 100 };
-        let notify = |word: &str| format!("    notify_{word} \"{SCRIPT} {word}\"\n");
-        let text = format!(
-            "global_defs {{\n    vrrp_rt_priority 50\n    vrrp_no_swap\n    script_user root\n    enable_script_security\n}}\n\
-             vrrp_instance files {{\n    interface {PORT}\n    state BACKUP\n    nopreempt\n    virtual_router_id 77\n    \
-             priority {priority}\n    advert_int {}\n    version 3\n    virtual_ipaddress {{\n        {ADDRESS}/24 dev {PORT}\n    \
-             }}\n{}{}{}{}}}\n",
-            self.advert,
-            notify("master"),
-            notify("backup"),
-            notify("fault"),
-            notify("stop")
-        );
-        host.write(CONFIGURATION, &text)?;
-        let mut command = Command::new("keepalived");
-        command.args(["--dont-fork", "--no-syslog", "--log-console", "--vrrp", "--use-file", CONFIGURATION]);
-        command.args(["--pid", "/run/keepalived.pid", "--vrrp_pid", "/run/vrrp.pid"]);
-        let process = host.spawn(command).context("keepalived is Debian's: apt-get install keepalived")?;
-        self.processes.insert(node.to_owned(), process);
-        Ok(())
-    }
-
-    fn kill(&mut self, node: &str) -> Result<()> {
-        if let Some(mut process) = self.processes.remove(node) {
-            process.kill()?;
-        }
-        Ok(())
-    }
-
-    /// A machine that starts has no address; the killed daemon left it.
-    fn forget(&self, node: &str) -> Result<()> {
-        self.lab.port(node, PORT)?.delete_address(format!("{ADDRESS}/24").parse()?)?;
-        let files = ["-f", "/run/keepalived.pid", "/run/vrrp.pid", "/run/lab/ganesha.pid"];
-        self.lab.host(node)?.run("rm", files)?;
-        Ok(())
-    }
-
-    /// The one node that answers for the address.
-    fn holder(&self) -> Result<Option<String>> {
-        let macs = self.lab.port("client", "p0")?.holders(ADDRESS, Duration::from_millis(30))?;
-        let [mac] = macs[..] else { return Ok(None) };
-        Ok(self.lab.ports().find(|p| p.mac() == mac).map(|p| p.host().name().to_owned()))
+        pair.run_all()?;
+        Ok(Keepalived { pair, disks, _programs: occupants })
     }
 }
 
 impl System for Keepalived {
     fn lab(&self) -> &Lab {
-        &self.lab
+        &self.pair.lab
     }
 
     fn disks(&self) -> &Disks {
         &self.disks
     }
 
-    /// A killed daemon stops nothing: the other node would mount what is still mounted here.
-    fn has(&self, cause: Cause) -> bool {
-        cause != Cause::AgentKilled
+    fn refuses(&self, cause: Cause) -> Option<&'static str> {
+        match cause {
+            // A killed daemon stops nothing: the other node would mount what is still mounted here.
+            Cause::AgentKilled => Some("not done: two nodes would have the file system mounted"),
+            Cause::Move => Some("it has no move; see drain"),
+            Cause::PortCut
+            | Cause::ServiceKilled
+            | Cause::PowerLoss
+            | Cause::StorageError
+            | Cause::StorageHang
+            | Cause::Drain => None,
+        }
     }
 
     fn prepare(&mut self) -> Result<String> {
         let end = clock::now() + PATIENCE;
         while clock::now() < end {
-            if let Some(node) = self.holder()?
+            if let Some(node) = self.pair.holder()?
                 && self.disks.lun.users() == [node.as_str()]
-                && self.processes.len() == NODES.len()
+                && self.pair.is_whole()
             {
                 // The other one has had time to hear of it.
-                std::thread::sleep(Duration::from_millis(if self.advert == "1" { 4000 } else { 700 }));
-                if self.holder()?.as_deref() == Some(&node) && self.disks.lun.users() == [node.as_str()] {
+                std::thread::sleep(self.pair.settling());
+                if self.pair.holder()?.as_deref() == Some(&node) && self.disks.lun.users() == [node.as_str()]
+                {
                     return Ok(node);
                 }
             }
@@ -156,11 +131,11 @@ impl System for Keepalived {
     }
 
     fn strike(&mut self, cause: Cause, node: &str) -> Result<Duration> {
-        let host = self.lab.host(node)?.clone();
+        let host = self.pair.lab.host(node)?.clone();
         let at = clock::now();
         match cause {
-            Cause::PortCut => _ = self.lab.port(node, PORT)?.cut()?,
-            Cause::AgentKilled => bail!("not done to keepalived"),
+            Cause::PortCut => _ = self.pair.lab.port(node, PORT)?.cut()?,
+            Cause::AgentKilled | Cause::Move => bail!("not done to keepalived"),
             Cause::ServiceKilled => {
                 host.run("sh", ["-c", "kill -9 $(cat /run/lab/ganesha.pid)"])?;
                 // Somebody has to start it again: a supervisor does.
@@ -168,39 +143,45 @@ impl System for Keepalived {
                 host.run(SCRIPT, ["master"])?;
             }
             Cause::PowerLoss => {
-                self.valves[node].iter().try_for_each(|valve| valve.close().map(drop))?;
+                self.pair.cut_off(node)?;
                 self.disks.lun.lose(node)?;
-                self.kill(node)?;
+                self.pair.kill(node)?;
                 host.namespaces().kill_all();
             }
-            Cause::Drain => {
-                let process = self.processes.get_mut(node).context("no keepalived")?;
-                process.terminate(Duration::from_secs(10))?;
-            }
+            Cause::StorageError => self.disks.lun.set(node, Way::Fails)?,
+            Cause::StorageHang => self.disks.lun.set(node, Way::Hangs)?,
+            Cause::Drain => self.pair.stop(node)?,
         }
         Ok(at)
     }
 
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()> {
         match cause {
-            Cause::PortCut => _ = self.lab.port(node, PORT)?.restore()?,
-            Cause::AgentKilled | Cause::ServiceKilled => {}
+            Cause::PortCut => _ = self.pair.lab.port(node, PORT)?.restore()?,
+            Cause::AgentKilled | Cause::ServiceKilled | Cause::Move => {}
             Cause::PowerLoss => {
-                self.forget(node)?;
-                self.disks.boot(self.lab.host(node)?)?;
-                self.valves[node].iter().try_for_each(Valve::open)?;
-                self.run(node)?;
+                self.pair.forget(node)?;
+                self.pair.lab.host(node)?.run("rm", ["-f", "/run/lab/ganesha.pid"])?;
+                self.disks.boot(self.pair.lab.host(node)?)?;
+                self.pair.reconnect(node)?;
+                self.pair.run(node)?;
             }
-            Cause::Drain => self.run(node)?,
+            Cause::StorageError | Cause::StorageHang => {
+                // What hangs ends with an error, and its mount goes.
+                self.disks.lun.set(node, Way::Fails)?;
+                std::thread::sleep(Duration::from_secs(1));
+                self.disks.lun.set(node, Way::Well)?;
+            }
+            Cause::Drain => self.pair.run(node)?,
         }
         Ok(())
     }
 
     fn complaint(&self) -> String {
-        let mut text: String = self.processes.values().map(|p| p.stderr() + &p.stdout()).collect();
+        let mut text = self.pair.complaint();
         for node in NODES {
-            let shown =
-                self.lab.host(node).and_then(|host| host.run("tail", ["-n", "30", "/run/lab/notify.log"]));
+            let host = self.pair.lab.host(node);
+            let shown = host.and_then(|host| host.run("tail", ["-n", "30", "/run/lab/notify.log"]));
             let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             text += &format!("\n--- {node}\n{}", shown.unwrap_or_default());
         }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use baton_lab::cluster::{Cluster, ClusterSpec};
 use baton_lab::etcd::Timers;
+use baton_lab::files::valves;
 use baton_lab::{Echo, Lab, Valve, clock};
 use serde_json::Value;
 
-use super::{Cause, Kind, System, VIP, echo, valves};
+use super::{Cause, Kind, System, VIP, echo};
 
 /// The nodes.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use baton_lab::etcd::{Etcd, Timers};
+use baton_lab::files::valves;
 use baton_lab::host::wait_until;
 use baton_lab::{Host, HostSpec, Lab, Topology, Valve, clock};
 use tokio::task::LocalSet;
 
-use super::{Arguments, Cause, Findings, Kind, LIMIT, valves};
+use super::{Arguments, Cause, Findings, Kind, LIMIT};
+use crate::runs::{Outcome, repeat};
 
 const MEMBERS: [(&str, &str); 3] = [("e1", "10.99.0.1"), ("e2", "10.99.0.2"), ("e3", "10.99.0.3")];
 /// Between two writes to a member.
@@ -34,23 +36,13 @@ pub fn measure(timers: Timers, arguments: &Arguments, findings: &mut Findings) -
     let mut etcd = Etcd::start(&hosts, timers)?;
     for &load in &arguments.load {
         let _spinners = load.start(lab.host("client")?)?;
-        let mut failed = 0;
-        for run in 0..arguments.runs {
-            match death(&lab, &mut etcd) {
-                Ok(time) => {
-                    findings.record(Kind::Floor, load, Cause::LeaderDies.name(), "etcd_election", time)?;
-                }
-                Err(error) => {
-                    failed += 1;
-                    eprintln!("FAILED: etcd's election, {}, run {run}: {error:#}", load.name());
-                }
-            }
-        }
-        if failed > 0 {
-            let remark =
-                format!("FAILED: etcd's election, {}: {failed} of {} runs", load.name(), arguments.runs);
-            findings.remarks.push(remark);
-        }
+        let name = format!("etcd's election, {}", load.name());
+        let failed = repeat(&name, arguments.runs, |_| {
+            let time = death(&lab, &mut etcd)?;
+            findings.record(Kind::Floor, load, Cause::LeaderDies.name(), "etcd_election", time)?;
+            Ok(Outcome::Counts)
+        });
+        findings.remarks.extend(failed);
     }
     Ok(())
 }

@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use baton_lab::cluster::Cluster;
 use baton_lab::etcd::Timers;
+use baton_lab::files::valves;
 use baton_lab::{Valve, Watcher, clock};
 
 use super::baton::{NODES, cluster, events_since, power_off, power_on, wait_well};
-use super::{Arguments, CLIENT_SEGMENT, Findings, Kind, LIMIT, valves};
+use super::{Arguments, CLIENT_SEGMENT, Findings, Kind, LIMIT};
+use crate::runs::{Outcome, repeat};
 
 /// As in the rows.
 pub const SCENARIO: &str = "hundred_servers";
@@ -44,34 +46,25 @@ pub fn measure(kind: Kind, timers: Timers, arguments: &Arguments, findings: &mut
     let valves: BTreeMap<String, Vec<Valve>> = all.into_iter().collect::<Result<_>>()?;
     for &load in &arguments.load {
         let _spinners = load.start(cluster.lab.host("client")?)?;
-        let mut failed = 0;
-        for run in 0..arguments.many {
-            match death(&mut cluster, &valves) {
-                Ok(sample) => {
-                    let times = [
-                        ("back_after_verdict", sample.after_verdict),
-                        ("back_after_fault", sample.after_fault),
-                        ("verdict", sample.verdict),
-                    ];
-                    for (metric, time) in times {
-                        findings.record(kind, load, SCENARIO, metric, time)?;
-                    }
-                    let spread = sample.taken.iter().max().zip(sample.taken.iter().min());
-                    if spread.is_none_or(|(most, least)| most - least > 1) {
-                        let taken = sample.taken;
-                        findings.remarks.push(format!("{}: run {run}: spread as {taken:?}", kind.name()));
-                    }
-                }
-                Err(error) => {
-                    failed += 1;
-                    eprintln!("FAILED: {}, {SCENARIO}, run {run}: {error:#}", kind.name());
-                }
+        let name = format!("{}, {SCENARIO}, {}", kind.name(), load.name());
+        let failed = repeat(&name, arguments.many, |run| {
+            let sample = death(&mut cluster, &valves)?;
+            let times = [
+                ("back_after_verdict", sample.after_verdict),
+                ("back_after_fault", sample.after_fault),
+                ("verdict", sample.verdict),
+            ];
+            for (metric, time) in times {
+                findings.record(kind, load, SCENARIO, metric, time)?;
             }
-        }
-        if failed > 0 {
-            let (name, load, runs) = (kind.name(), load.name(), arguments.many);
-            findings.remarks.push(format!("FAILED: {name}, {SCENARIO}, {load}: {failed} of {runs} runs"));
-        }
+            let spread = sample.taken.iter().max().zip(sample.taken.iter().min());
+            if spread.is_none_or(|(most, least)| most - least > 1) {
+                let taken = sample.taken;
+                findings.remarks.push(format!("{}: run {run}: spread as {taken:?}", kind.name()));
+            }
+            Ok(Outcome::Counts)
+        });
+        findings.remarks.extend(failed);
     }
     Ok(())
 }

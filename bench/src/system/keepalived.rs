@@ -14,15 +14,14 @@
 //!
 //! The reply is steered as for the other systems: one rule with the address (`virtual_rules`), a table for each port.
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use baton_lab::{Lab, Process};
 
 use super::{Place, SUBNET, System, prepare};
+use crate::keepalived::start;
 
-const CONFIGURATION: &str = "/run/keepalived.conf";
 const TABLES: [u32; 2] = [1001, 1002];
 
 /// What the two instances talk over.
@@ -63,12 +62,7 @@ impl System for Keepalived {
             host.set_sysctl(&format!("net/ipv4/conf/{port}/rp_filter"), "0")?;
         }
         host.set_sysctl("net/ipv4/conf/all/rp_filter", "0")?;
-        host.write(CONFIGURATION, &configuration(place, self.over))?;
-        let mut command = Command::new("keepalived");
-        // Without a syslog daemon it would write to /dev/console, which may be slow enough to stop a CPU for milliseconds.
-        command.args(["--dont-fork", "--no-syslog", "--log-console", "--vrrp", "--use-file", CONFIGURATION]);
-        command.args(["--pid", "/run/keepalived.pid", "--vrrp_pid", "/run/vrrp.pid"]);
-        let process = host.spawn(command).context("keepalived is Debian's: apt-get install keepalived")?;
+        let process = start(host, &configuration(place, self.over))?;
         ensure!(process.pid() != 0);
         self.process = Some(process);
         Ok(())

@@ -13,10 +13,12 @@ pub(in crate::config) struct RawResources {
     pub(in crate::config) services: Vec<At<Service>>,
     pub(in crate::config) fence: Option<At<String>>,
     pub(in crate::config) accepts: Option<At<bool>>,
+    pub(in crate::config) resets: Option<bool>,
 }
 
 /// Its keys in `[[virtual_server]]`.
-pub(in crate::config) const KEYS: [&str; 4] = ["filesystem", "service", "fence", "i_accept_corruption"];
+pub(in crate::config) const KEYS: [&str; 5] =
+    ["filesystem", "service", "fence", "i_accept_corruption", "reset_connections"];
 
 const FILESYSTEM: &[&str] =
     &["device", "mount", "type", "storage_unit", "options", "fsck", "start_limit", "stop_limit"];
@@ -42,6 +44,7 @@ pub(in crate::config) fn read(s: &Section<'_, '_>, f: &mut Findings) -> RawResou
             let value = s.flag("i_accept_corruption", f)?;
             Some(At { value, at })
         }),
+        resets: s.flag("reset_connections", f),
         ..RawResources::default()
     };
     for fs in s.sections("filesystem", "[[virtual_server.filesystem]]", FILESYSTEM, f) {

@@ -108,6 +108,7 @@ impl World {
                 services,
                 fence: Fence::None,
                 storage_units: Vec::new(),
+                reset_connections: true,
             }],
             root: folder.path().join("run"),
             ocf_root: folder.path().join("ocf"),
