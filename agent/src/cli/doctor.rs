@@ -10,11 +10,8 @@ use super::{CliError, check};
 use crate::config;
 use crate::doctor::{Finding, Level, examine, gather};
 
-/// Looks at the kernel, privileges, ports, settings, clocks, the store, keys, and at what else manages addresses here. Changes
-/// nothing, and works with and without a running agent. `baton check` reads the configuration alone. Exit status 1 if there
-/// is a problem.
+/// What is asked for.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Options {
     /// As JSON, one line
     #[arg(long)]

@@ -60,6 +60,10 @@ enum Command {
         file: Option<PathBuf>,
     },
     /// Look at this machine: is it fit for Baton, and is anything in its way?
+    ///
+    /// Looks at the kernel, privileges, ports, settings, clocks, the store, keys, and at what else manages addresses here. Changes
+    /// nothing, and works with and without a running agent; `baton check` reads the configuration alone. Exit status 1 if there is
+    /// a problem.
     Doctor(doctor::Options),
     /// Write what is defined for the whole cluster
     Apply {

@@ -385,9 +385,15 @@ fn kind(value: &Value<'_>) -> &'static str {
     }
 }
 
+/// Much longer than any known word.
+const LONGEST_WORD: usize = 100;
+
 /// The known word nearest to `word`, if it is near enough to be meant.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let length = word.chars().count();
+    if length > LONGEST_WORD {
+        return None; // nobody has misspelt one of ours so, and distances take time
+    }
     let limit = if length < 4 { 1 } else { (length / 3).max(2) };
     known.iter().map(|k| (distance(word, k), *k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }

@@ -182,6 +182,8 @@ fn the_packaged_example_is_good() {
         (service.monitor_every, service.monitor_limit, service.restarts),
         (seconds(10), seconds(10), 3)
     );
+    assert_eq!(std::mem::take(&mut agent.hooks)[0].timeout, seconds(10));
+    agent.telemetry.token_file = None;
     assert_eq!(agent, loaded.agent);
 }
 
@@ -683,7 +685,7 @@ fn a_token_for_the_page_is_for_clusters_and_for_this_node_alone() {
     let file = "[telemetry]\ntoken_file = \"/etc/baton/token\"\n";
     let alone = all(&format!("{GOOD}{file}"));
     assert!(
-        alone.iter().any(|w| w.starts_with("13:15: `token_file` does nothing with the store")),
+        alone.iter().any(|w| w.starts_with("14:15: `token_file` does nothing with the store")),
         "{alone:?}"
     );
     let member = "[node]\nname = \"fs1\"\n[[port]]\ninterface = \"eth0\"\nsegment = \"office\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n[cluster]\nname = \"nas\"\nkey_file = \"/etc/baton/probe.key\"\n";

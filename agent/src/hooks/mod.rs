@@ -15,7 +15,7 @@ mod words;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -64,10 +64,17 @@ pub struct RunLabels {
 #[derive(Clone, Default)]
 pub struct Hooks {
     node: Arc<str>,
-    all: Vec<(Arc<Hook>, SyncSender<Job>)>,
+    all: Vec<Queue>,
     runs: Runs,
-    /// Events that were dropped since the last one that was taken.
-    lost: Arc<AtomicU64>,
+}
+
+/// The way to a hook's thread.
+#[derive(Clone)]
+struct Queue {
+    hook: Arc<Hook>,
+    jobs: SyncSender<Job>,
+    /// It was full, and that has been said.
+    full: Arc<AtomicBool>,
 }
 
 /// An event for a hook.
@@ -96,14 +103,14 @@ impl Hooks {
         let mut all = Vec::new();
         for hook in hooks {
             let hook = Arc::new(hook);
-            let (queue, jobs) = sync_channel(QUEUE);
+            let (sender, jobs) = sync_channel(QUEUE);
             let (own, runs, room, node) = (hook.clone(), runs.clone(), room.clone(), node.to_owned());
             thread::Builder::new()
                 .name("hook".into())
                 .spawn(move || work(&own, &node, &jobs, &runs, &room))?;
-            all.push((hook, queue));
+            all.push(Queue { hook, jobs: sender, full: Arc::default() });
         }
-        Ok(Hooks { node: node.into(), all, runs, lost: Arc::default() })
+        Ok(Hooks { node: node.into(), all, runs })
     }
 
     /// How many runs there were.
@@ -114,17 +121,20 @@ impl Hooks {
     /// Tells those who want to know. Never waits.
     pub fn tell(&self, record: &Record) {
         let wanted = |hook: &Hook| hook.on.iter().any(|word| is_meant(word, &record.event));
-        for (hook, queue) in self.all.iter().filter(|(hook, _)| wanted(hook)) {
+        for queue in self.all.iter().filter(|queue| wanted(&queue.hook)) {
             let told = Told { node: &self.node, sentence: sentence(&record.event), record };
             let Ok(mut json) = serde_json::to_vec(&told) else { continue };
             json.push(b'\n');
-            match queue.try_send(Job { event: words::of(&record.event.kind), json }) {
-                Ok(()) => self.lost.store(0, Ordering::Relaxed),
+            match queue.jobs.try_send(Job { event: words::of(&record.event.kind), json }) {
+                Ok(()) => queue.full.store(false, Ordering::Relaxed),
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                    count(&self.runs, hook, "dropped");
+                    count(&self.runs, &queue.hook, "dropped");
                     // Once until there is room again: many events come together.
-                    if self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
-                        tracing::warn!(hook = hook.name, "its queue is full: it is not told of some events");
+                    if !queue.full.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            hook = queue.hook.name,
+                            "its queue is full: it is not told of some events"
+                        );
                     }
                 }
             }

@@ -161,10 +161,17 @@ fn one_that_hangs_is_killed_with_its_children_and_holds_up_nobody_else() {
 fn its_children_die_with_it() {
     let lab = Lab::new();
     let mut hook = lab.hook("parent", &["all"], "sh -c 'echo $$ > child; sleep 1000; :' \"$1\" &\nwait");
-    hook.timeout = Duration::from_secs(2);
-    let fault = run::run(&hook, "fs1", "draining", b"{}").expect_err("it hangs");
-    assert_eq!(fault.result(), "timeout");
-    let child: i32 = lab.read("child").trim().parse().expect("the child has begun");
+    hook.timeout = Duration::from_millis(500);
+    // Long enough for the child to begin, also on a busy machine.
+    let child: i32 = loop {
+        hook.timeout = (hook.timeout * 2).clamp(Duration::from_secs(1), LONG);
+        let fault = run::run(&hook, "fs1", "draining", b"{}").expect_err("it hangs");
+        assert_eq!(fault.result(), "timeout");
+        match lab.read("child").trim().parse() {
+            Ok(child) => break child,
+            Err(_) => assert!(hook.timeout < LONG, "the child has not begun"),
+        }
+    };
     let lives = || crate::resources::process::Process::of(child).is_some_and(|p| p.is_alive());
     until("its child to be gone", || !lives());
 }

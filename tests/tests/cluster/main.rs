@@ -13,6 +13,7 @@ mod heal;
 mod membership;
 mod midway;
 mod moves;
+mod page;
 mod partition;
 mod pause;
 mod reroute;
