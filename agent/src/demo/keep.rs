@@ -31,7 +31,7 @@ const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 10));
 const PORT: u16 = 7;
 const PROBE_EVERY: Duration = Duration::from_micros(200);
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the answer for an address is waited for.
 const WINDOW: Duration = Duration::from_millis(50);
 /// Nobody is called dead in the first two seconds of a member list.
@@ -124,7 +124,7 @@ impl Kept {
             .server("homes", &["10.0.0.11/24"], "preferred_nodes = [\"n2\", \"n3\"]")
             .server("scans", &["10.0.0.12/24"], "preferred_nodes = [\"n3\", \"n1\"]");
         spec.speed_mbits = Some(1000);
-        spec.timing = "hold_down = \"2s\"\n".to_owned();
+        spec.timing = "hold_down = \"5s\"\n".to_owned();
         let cluster = Cluster::start("demo-kept", spec)?;
         std::thread::sleep(FIRST);
         for (server, node) in [("projects", "n1"), ("homes", "n2"), ("scans", "n3")] {

@@ -48,30 +48,67 @@ fn gather(
         }
         let folder = path.parent().unwrap_or(Path::new("."));
         let included = folder.join(statement.argument());
-        let shown = included.display().to_string();
-        let fail = |remarks: &mut Remarks, why: &str| {
-            remarks.add(&statement.place, format!("not expressed: include {shown}: {why}"));
-        };
-        if statement.argument().contains(['*', '?', '[']) {
-            fail(remarks, "patterns are not followed; import each of these files, or put them into one");
-        } else if depth == 0 || *left == 0 {
-            fail(remarks, "too many files; put them into one");
-        } else {
-            *left -= 1;
-            // Something that is no file may never end.
-            let read = match included.is_file() {
-                true => std::fs::read(&included),
-                false => Err(std::io::ErrorKind::NotFound.into()),
-            };
-            match read {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(&bytes);
-                    gather(&text, &included, Some(&shown), depth - 1, left, all, remarks);
+        for file in files(&included) {
+            let shown = file.display().to_string();
+            let why = if depth == 0 || *left == 0 {
+                "too many files; put them into one".to_owned()
+            } else {
+                *left -= 1;
+                // Something that is no file may never end.
+                let read = match file.is_file() {
+                    true => std::fs::read(&file),
+                    false => Err(std::io::ErrorKind::NotFound.into()),
+                };
+                match read {
+                    Ok(bytes) => {
+                        let text = String::from_utf8_lossy(&bytes);
+                        gather(&text, &file, Some(&shown), depth - 1, left, all, remarks);
+                        continue;
+                    }
+                    Err(error) => format!("cannot be read: {error}"),
                 }
-                Err(error) => fail(remarks, &format!("cannot be read: {error}")),
-            }
+            };
+            remarks.add(&statement.place, format!("not expressed: include {shown}: {why}"));
         }
     }
+}
+
+/// The files that are meant, in the order of their names: several, where the last part is a pattern. One that isn't there is
+/// among them, to be told of.
+fn files(named: &Path) -> Vec<PathBuf> {
+    let pattern = named.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if !pattern.contains(['*', '?']) {
+        return vec![named.to_owned()];
+    }
+    let entries = named.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    let names =
+        entries.into_iter().flatten().flatten().filter(|e| fits(&pattern, &e.file_name().to_string_lossy()));
+    let mut found: Vec<PathBuf> = names.map(|e| e.path()).filter(|path| path.is_file()).collect();
+    found.sort();
+    if found.is_empty() { vec![named.to_owned()] } else { found }
+}
+
+/// Does a name fit a pattern, in which `*` stands for any letters and `?` for one? A leading dot must be written, as in a shell.
+fn fits(pattern: &str, name: &str) -> bool {
+    if name.starts_with('.') && !pattern.starts_with('.') {
+        return false;
+    }
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // Which beginnings of the name fit the pattern so far: entry n is that of n letters.
+    let mut fitting = vec![false; name.len() + 1];
+    fitting[0] = true;
+    for p in pattern {
+        let mut next = vec![false; name.len() + 1];
+        for n in 0..=name.len() {
+            next[n] = match p {
+                '*' => fitting[n] || (n > 0 && next[n - 1]),
+                '?' => n > 0 && fitting[n - 1],
+                c => n > 0 && fitting[n - 1] && name[n - 1] == c,
+            };
+        }
+        fitting = next;
+    }
+    fitting[name.len()]
 }
 
 /// A program that is run again and again.

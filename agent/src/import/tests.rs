@@ -148,10 +148,36 @@ fn included_files_are_read_and_named() {
     let imported = import(&main, None).expect("read");
     let all: Vec<String> = imported.remarks.iter().map(ToString::to_string).collect();
     assert!(all.iter().any(|r| r.contains("keepalived.conf:2: not expressed: include ")), "{all:#?}");
-    assert!(all.iter().any(|r| r.contains("keepalived.conf:3: ") && r.contains("patterns")), "{all:#?}");
+    assert!(
+        all.iter().any(|r| r.contains("keepalived.conf:3: ") && r.contains("conf.d/*.conf: ")),
+        "{all:#?}"
+    );
     assert!(all.iter().any(|r| r.contains("more.conf:3: not understood: \"what\"")), "{all:#?}");
     // A file that includes itself ends.
     assert!(all.iter().any(|r| r.contains("too many files")), "{all:#?}");
+}
+
+#[test]
+fn patterns_stand_for_the_files_that_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let below = folder.path().join("conf.d");
+    std::fs::create_dir(&below).expect("a folder");
+    let instance = |n: u8| {
+        format!("vrrp_instance I{n} {{\n interface eth0\n virtual_ipaddress {{\n 10.0.0.{n}/24\n}}\n}}\n")
+    };
+    for (n, name) in [(2, "b.conf"), (1, "a.conf"), (3, "c.conf.bak"), (4, ".d.conf"), (5, "ab.conf")] {
+        std::fs::write(below.join(name), instance(n)).expect("written");
+    }
+    let servers = |pattern: &str| {
+        let main = folder.path().join("keepalived.conf");
+        std::fs::write(&main, format!("include conf.d/{pattern}\n")).expect("written");
+        let text = import(&main, None).expect("read").text;
+        let loaded = config::parse(&text, "f").expect("it passes the check");
+        loaded.core.servers.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(servers("*.conf"), ["I1", "I5", "I2"]);
+    assert_eq!(servers("?.conf"), ["I1", "I2"]);
+    assert_eq!(servers("*b*"), ["I5", "I2", "I3"]);
 }
 
 #[test]
