@@ -243,6 +243,8 @@ impl Filter {
             | EventKind::StoreBack
             | EventKind::Draining { .. }
             | EventKind::Resumed { .. }
+            | EventKind::Reloaded { .. }
+            | EventKind::ReloadRefused { .. }
             | EventKind::Resynced
             | EventKind::EffectFailed { .. } => false,
         }

@@ -9,6 +9,7 @@ mod events;
 mod log;
 mod paths;
 mod plan;
+mod reload;
 mod replay;
 #[cfg(test)]
 mod samples;
@@ -109,6 +110,12 @@ enum Command {
         /// The log
         file: PathBuf,
     },
+    /// Read the configuration file anew, and change what is different without touching the rest
+    Reload {
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Remove everything Baton made on this node; only while no agent runs
     Clean,
     /// Show failovers in a lab of network namespaces, without any configuration
@@ -174,7 +181,7 @@ impl Cli {
     fn run(self) -> Result<(), CliError> {
         let file = self.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         match self.command {
-            Command::Run => slow::run(load(file)?).map_err(|e| CliError::Other(e.to_string())),
+            Command::Run => slow::run(file, load(file)?).map_err(|e| CliError::Other(e.to_string())),
             Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
             Command::Apply { file: definitions, dry_run } => {
                 cluster::apply(&load(file)?, &definitions, dry_run)
@@ -188,6 +195,7 @@ impl Cli {
             Command::Top => top::command(&self.places()?.socket),
             Command::Events(ref options) => events::command(&self.places()?, file, options),
             Command::Replay { file } => replay::command(&file),
+            Command::Reload { dry_run } => reload::command(&self.places()?.socket, dry_run),
             Command::Clean => clean(&load(file)?),
             Command::Demo => Ok(demo::run()?),
         }

@@ -11,6 +11,7 @@ mod leftovers;
 mod lies;
 mod many;
 mod measure;
+mod reload;
 mod repair;
 mod restart;
 mod samba;
