@@ -4,7 +4,8 @@
 //! line, `{"status":{"watch":true}}` one per change (at most ten a second, at least one a second),
 //! `{"events":{"since":…,"follow":…,"server":…,"limit":…}}` one per event, `{"counters":{}}` one per virtual IP,
 //! `{"plan":{}}` what could be planned now.
-//! What can't be answered gives `{"error":"…"}`. Every request only reads.
+//! `{"reload":{"dry_run":…}}` has the configuration file read anew: one [`ReloadAnswer`]; only root may have it taken up.
+//! What can't be answered gives `{"error":"…"}`. Every other request only reads.
 
 mod client;
 mod lock;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Answers, ClientError, ask};
 pub use lock::{Lock, LockError, lock};
-pub use server::{BindError, Server, bind};
+pub use server::{BindError, ReloadCall, Server, bind};
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub enum Request {
     Counters(CountersRequest),
     /// [`baton_core::plan::Planning`].
     Plan(PlanRequest),
+    /// [`ReloadAnswer`].
+    Reload(ReloadRequest),
 }
 
 /// Fields of [`Request::Status`].
@@ -65,6 +68,50 @@ pub struct CountersRequest {}
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlanRequest {}
+
+/// Fields of [`Request::Reload`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReloadRequest {
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// What it takes to take up another configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// Nothing is different.
+    Nothing,
+    /// What is different is changed, and nothing else touched.
+    InPlace,
+    /// The agent starts anew within its process, and adopts what is served and what runs.
+    Anew,
+}
+
+/// The answer to [`Request::Reload`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    /// Why the file is refused, with line, column and what to do.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<String>,
+    /// How it is, or would be, taken up.
+    pub how: How,
+    /// What is different, a line each.
+    pub changes: Vec<String>,
+}
+
+impl ReloadAnswer {
+    /// It can be taken up.
+    pub fn new(how: How, changes: Vec<String>) -> ReloadAnswer {
+        ReloadAnswer { refused: None, how, changes }
+    }
+
+    /// It can't.
+    pub fn refused(error: String) -> ReloadAnswer {
+        ReloadAnswer { refused: Some(error), how: How::Nothing, changes: Vec::new() }
+    }
+}
 
 /// One answer to [`Request::Counters`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

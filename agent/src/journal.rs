@@ -253,6 +253,8 @@ impl Filter {
             | EventKind::StoreBack
             | EventKind::Draining { .. }
             | EventKind::Resumed { .. }
+            | EventKind::Reloaded { .. }
+            | EventKind::ReloadRefused { .. }
             | EventKind::Resynced
             | EventKind::EffectFailed { .. } => false,
         };

@@ -38,6 +38,9 @@ pub use siphash::{SipKey, siphash24};
 pub use vip::{BUCKETS, MAX_CHAIN, VIP_TRACKED, Vip, bucket4, bucket6};
 
 /// Version of all layouts in this crate; the pin directory is `<bpffs>/v<LAYOUT_VERSION>`.
+///
+/// An agent of another version takes over what is pinned, both ways, map by map: so a layout may only grow at its end, and zero in
+/// a new field must mean what was meant without it. A map that changes otherwise must get another name.
 pub const LAYOUT_VERSION: u32 = 5;
 
 /// Most virtual IPs that one node can serve, both families together; also the number of counter slots.

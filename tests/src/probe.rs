@@ -138,6 +138,11 @@ impl Probe {
         lock(&self.shared).clone()
     }
 
+    /// How many it has sent so far.
+    pub fn sent(&self) -> usize {
+        lock(&self.shared).sent.len()
+    }
+
     /// When the last reply arrived.
     pub fn last_reply(&self) -> Option<Duration> {
         lock(&self.shared).received.last().map(|reply| reply.1)

@@ -4,9 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Reason;
+
+// Nodes of two versions may share a store while a cluster is upgraded. So of every record: what a version doesn't know it passes over,
+// and what a version before didn't write has a default that means what that version meant. A record that is written by a node of the
+// version before loses what that one doesn't know: a new field must be safe to lose.
 
 /// One version of the member list, and the times that belong to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,11 +159,26 @@ pub struct Release {
     /// Who is to take it. Others do only when it is dead, or lets a while go by.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub next: Option<String>,
-    /// Why it was released.
+    /// Why it was released. A reason that only a later version knows says as much as that one was there.
+    #[serde(deserialize_with = "known_reason")]
     pub reason: Reason,
     /// How long it took to stop its file systems and services, where it has any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopping: Option<Duration>,
+}
+
+/// A release counts, whatever its reason: it is told, and nothing is decided by it.
+fn known_reason<'de, D: Deserializer<'de>>(d: D) -> Result<Reason, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Told {
+        Known(Reason),
+        Unknown(serde::de::IgnoredAny),
+    }
+    Ok(match Told::deserialize(d)? {
+        Told::Known(reason) => reason,
+        Told::Unknown(_) => Reason::Administrator,
+    })
 }
 
 /// What a node tells of itself.
@@ -342,3 +361,7 @@ pub enum StoreRequest {
         revision: u64,
     },
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

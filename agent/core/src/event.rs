@@ -33,6 +33,16 @@ pub enum EventKind {
         /// Addresses of ours found that the configuration does not know; removed.
         removed: usize,
     },
+    /// Another configuration is in force, without a restart.
+    Reloaded {
+        /// What is different, a line each.
+        changes: Vec<String>,
+    },
+    /// The configuration was to be read anew and was refused: everything is as it was.
+    ReloadRefused {
+        /// Why, with line, column and what to do.
+        error: String,
+    },
     /// A configured interface does not exist; Baton waits for it.
     InterfaceAbsent {
         /// Its name.

@@ -21,6 +21,8 @@ pub struct IfIndex(pub u32);
 pub enum Input {
     /// The first input of an agent's life: configuration, and all that the kernel and the store hold now.
     Start(Box<Start>),
+    /// The configuration file was changed and is to be in force from now on, while everything goes on.
+    Reload(Box<Reload>),
     /// An interface is new or has changed (RTM_NEWLINK).
     Link(Link),
     /// An interface is gone (RTM_DELLINK).
@@ -123,6 +125,18 @@ pub struct Start {
     pub running: BTreeSet<String>,
     /// The cluster that this node is a member of.
     pub cluster: Option<ClusterStart>,
+}
+
+/// Content of [`Input::Reload`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// The validated configuration. It names the same node, and each virtual server that stays has the same file systems and
+    /// services as before.
+    pub config: Config,
+    /// What the kernel holds now.
+    pub found: Found,
+    /// What is different, a line each; for the event.
+    pub changes: Vec<String>,
 }
 
 /// What a member of a cluster starts with.

@@ -23,7 +23,7 @@ pub use effect::{Effect, Hop};
 pub use event::{Event, EventKind, Evidence, FailoverKind, Finding, Reason, Rebinding, Stage, TakeTimes};
 pub use input::{
     Assigned, Attachment, Claim, ClusterStart, DeviceSample, Found, HostSample, IfIndex, Input, Link, Owner,
-    PlannedMove, ResourceState, Sample, Start, StorageState, Traffic,
+    PlannedMove, Reload, ResourceState, Sample, Start, StorageState, Traffic,
 };
 pub use machine::Machine;
 pub use path::{

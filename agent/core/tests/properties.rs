@@ -8,7 +8,7 @@ use std::time::Duration;
 use baton_core::config::{PortConfig, PortFailback, Segment, VirtualServer};
 use baton_core::{
     Assigned, Attachment, Claim, Config, Effect, Event, EventKind, Found, IfIndex, Input, Link, Machine,
-    Owner, PortState, Sample, Start, Time, Traffic,
+    Owner, PortState, Reload, Sample, Start, Time, Traffic,
 };
 use proptest::prelude::*;
 
@@ -36,6 +36,43 @@ fn config(spread: bool) -> Config {
     }
 }
 
+/// Bits of a variant of the configuration: what is not there, or is there besides.
+const NO_SECOND_SERVER: u8 = 1;
+const NO_SECOND_ADDRESS: u8 = 2;
+const NO_PORT_C: u8 = 4;
+const THIRD_SERVER: u8 = 8;
+const REHOMED: u8 = 16;
+const NO_LAB: u8 = 32;
+const VARIANTS: u8 = 64;
+
+/// One of several configurations that the file may hold.
+fn variant(spread: bool, bits: u8) -> Config {
+    let mut c = config(spread);
+    let has = |bit: u8| bits & bit != 0;
+    if has(NO_SECOND_SERVER) {
+        c.servers.retain(|s| s.name != "two");
+    }
+    if has(NO_SECOND_ADDRESS) || has(REHOMED) {
+        c.servers[0].addresses.retain(|n| n.addr() != vips()[1]);
+    }
+    if has(NO_PORT_C) {
+        c.ports.retain(|p| p.interface != "c");
+    }
+    if has(THIRD_SERVER) {
+        let addresses = vec!["10.0.0.30/24".parse().unwrap()];
+        c.servers.push(VirtualServer { priority: 3, ..VirtualServer::new("three", addresses) });
+    }
+    if has(REHOMED) && !has(NO_SECOND_SERVER) {
+        c.servers[1].addresses.push("10.0.0.11/24".parse().unwrap());
+    }
+    if has(NO_LAB) {
+        c.ports.retain(|p| p.segment != "lab");
+        c.segments.retain(|s| s.name != "lab");
+        c.servers.iter_mut().for_each(|s| s.addresses.retain(|n| n.addr() != vips()[4]));
+    }
+    c
+}
+
 fn vips() -> Vec<IpAddr> {
     config(true).servers.iter().flat_map(|s| s.addresses.clone()).map(|n| n.addr()).collect()
 }
@@ -57,6 +94,7 @@ enum Happening {
     RefuseNext,
     NotificationsLost,
     Restart,
+    Reload(u8),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -78,6 +116,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => Just(RefuseNext),
         1 => Just(NotificationsLost),
         1 => Just(Restart),
+        2 => (0..VARIANTS).prop_map(Reload),
     ]
 }
 
@@ -85,6 +124,7 @@ struct World {
     machine: Machine,
     now: Time,
     spread: bool,
+    config: Config,
     links: BTreeMap<usize, Link>,
     next_index: u32,
     addresses: BTreeSet<(IpAddr, IfIndex)>,
@@ -104,6 +144,7 @@ impl World {
             machine: Machine::new(),
             now: Time(1_000_000_000),
             spread,
+            config: config(spread),
             links: BTreeMap::new(),
             next_index: 10,
             addresses: BTreeSet::new(),
@@ -139,8 +180,10 @@ impl World {
         self.machine = Machine::new();
         self.told.clear();
         self.notifications.clear();
+        // The driver clears the marks of all others.
+        self.marks.retain(|name| self.config.servers.iter().any(|s| s.name == *name));
         let start = Start {
-            config: config(self.spread),
+            config: self.config.clone(),
             incarnation: 1,
             found: self.found(),
             bound: self.permits.clone(),
@@ -213,7 +256,10 @@ impl World {
             Effect::RemoveAddress(i, a) => {
                 let elsewhere = self.addresses.iter().any(|(b, j)| b == a && j != i);
                 // Core can't know what somebody else did a moment ago.
-                assert!(elsewhere || self.removed_by_others(), "{a} leaves its last interface");
+                let is_port = |l: &Link| self.config.ports.iter().any(|p| p.interface == l.name);
+                let wanted = self.config.servers.iter().flat_map(|s| &s.addresses).any(|n| n.addr() == *a)
+                    && self.exists(*i).is_some_and(is_port);
+                assert!(elsewhere || self.removed_by_others() || !wanted, "{a} leaves its last interface");
                 if self.addresses.remove(&(*a, *i)) {
                     self.notifications.push_back(Input::AddressRemoved(Assigned {
                         ifindex: *i,
@@ -314,6 +360,12 @@ impl World {
                 self.tell(Input::Resync(self.found()));
             }
             Happening::Restart => self.start(),
+            Happening::Reload(bits) => {
+                self.config = variant(self.spread, bits);
+                let (config, found) = (self.config.clone(), self.found());
+                let changes = vec![format!("variant {bits}")];
+                self.tell(Input::Reload(Box::new(Reload { config, found, changes })));
+            }
         }
     }
 
@@ -392,10 +444,24 @@ fn check_settled(w: &World) {
                 assert!(on.len() <= 1, "{} is on {on:?}", a.address);
             }
             let segment = config(true).segment_of(a.address).unwrap().name.clone();
-            let any = w.links.iter().any(|(p, l)| PORTS[*p].1 == segment && l.up && l.carrier);
+            let is_port = |name: &str| w.config.ports.iter().any(|p| p.interface == name);
+            let any =
+                w.links.iter().any(|(p, l)| PORTS[*p].1 == segment && is_port(&l.name) && l.up && l.carrier);
             assert!(usable || !any, "{} is not served although a port is fine", a.address);
         }
         assert_eq!(s.owner.as_deref(), Some("fs1"));
+    }
+    let wanted: BTreeSet<IpAddr> =
+        w.config.servers.iter().flat_map(|s| &s.addresses).map(|n| n.addr()).collect();
+    let shown: BTreeSet<IpAddr> =
+        view.virtual_servers.iter().flat_map(|s| &s.addresses).map(|a| a.address).collect();
+    assert_eq!(shown, wanted, "shown");
+    assert!(w.addresses.iter().all(|(a, _)| wanted.contains(a)), "left on an interface: {:?}", w.addresses);
+    // What could not be cleared is cleared by the next start.
+    if !w.refused {
+        assert!(w.permits.keys().all(|a| wanted.contains(a)), "left in the kernel programs: {:?}", w.permits);
+        let served: BTreeSet<String> = w.config.servers.iter().map(|s| s.name.clone()).collect();
+        assert_eq!(w.marks, served, "marks");
     }
 }
 
@@ -450,7 +516,7 @@ proptest! {
         story.into_iter().for_each(|h| w.happens(h));
         for (_, input, effects) in &w.told {
             let moved = effects.iter().any(|e| matches!(e, Effect::RemoveAddress(..)));
-            let first = matches!(input, Input::Start(_) | Input::Owned(..) | Input::Resync(_) | Input::Wake);
+            let first = matches!(input, Input::Start(_) | Input::Reload(_) | Input::Owned(..) | Input::Resync(_) | Input::Wake);
             let told = |k: &EventKind| matches!(k, EventKind::Failover { .. } | EventKind::AddressDeleted { .. });
             let explained = effects.iter().any(|e| matches!(e, Effect::Event(Event { kind, .. }) if told(kind)));
             let completed = matches!(input, Input::Link(_) | Input::Carrier(..) | Input::Attached(..));

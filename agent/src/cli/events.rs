@@ -243,6 +243,13 @@ pub(crate) fn sentence(event: &Event) -> String {
         EventKind::StoreBack => "the store answers again".to_owned(),
         EventKind::Draining { node } => format!("{node} is being drained"),
         EventKind::Resumed { node } => format!("{node} is no longer drained"),
+        EventKind::Reloaded { changes } => match changes.as_slice() {
+            [] => "the configuration has been read again; nothing is different".to_owned(),
+            changes => format!("another configuration is in force: {}", changes.join("; ")),
+        },
+        EventKind::ReloadRefused { error } => {
+            format!("FAILED: the configuration was refused, everything is as it was: {error}")
+        }
         EventKind::Resynced => "notifications were lost; links and addresses have been read again".to_owned(),
         EventKind::EffectFailed { effect, error } => format!("FAILED: {effect}: {error}"),
     }

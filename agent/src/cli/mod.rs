@@ -10,6 +10,7 @@ mod events;
 mod log;
 mod paths;
 mod plan;
+mod reload;
 mod replay;
 #[cfg(test)]
 mod samples;
@@ -119,6 +120,12 @@ enum Command {
         /// The log
         file: PathBuf,
     },
+    /// Read the configuration file anew, and change what is different without touching the rest
+    Reload {
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Remove everything Baton made on this node; only while no agent runs
     Clean,
     /// Make a configuration out of one of keepalived or CTDB
@@ -211,7 +218,7 @@ impl Cli {
     fn run(self) -> Result<(), CliError> {
         let file = self.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         match self.command {
-            Command::Run => slow::run(load(file)?).map_err(|e| CliError::Other(e.to_string())),
+            Command::Run => slow::run(file, load(file)?).map_err(|e| CliError::Other(e.to_string())),
             Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
             Command::Doctor(ref options) => doctor::command(file, options),
             Command::Apply { file: definitions, dry_run } => {
@@ -240,6 +247,7 @@ impl Cli {
                 };
                 Ok(io::stdout().write_all(text.as_bytes())?)
             }
+            Command::Reload { dry_run } => reload::command(&self.places()?.socket, dry_run),
         }
     }
 

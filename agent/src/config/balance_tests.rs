@@ -432,5 +432,5 @@ fn the_difference_names_each_key() {
     assert!(!new.difference(None).iter().any(|l| l.starts_with("balance")));
 
     let apart = cluster(&after(CLUSTER, "name = \"projects\"", "never_with = [\"homes\"]")).0;
-    assert_eq!(apart.difference(Some(&old)), ["~ virtual server projects"]);
+    assert_eq!(apart.difference(Some(&old)), ["~ virtual server projects: never_with none -> homes"]);
 }

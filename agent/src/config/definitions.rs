@@ -7,6 +7,7 @@ use baton_core::Config;
 use baton_core::cluster::{Member, Members};
 use baton_core::config::{Balance, Segment, Timing, VirtualServer};
 
+use super::difference::{self, changed, named, said};
 use super::fencing::{Fencing, StorageUnit, exactly};
 use super::problem::Findings;
 use super::{ConfigErrors, Problems, Resources, balance, check, sections};
@@ -125,52 +126,29 @@ impl Definitions {
     pub fn difference(&self, old: Option<&Definitions>) -> Vec<String> {
         let mut lines = Vec::new();
         let members = |d: &Definitions| d.members.clone();
-        named(
-            &mut lines,
-            "member",
-            &old.map(members).unwrap_or_default(),
-            &self.members,
-            String::clone,
-            |_| String::new(),
-        );
+        let before = old.map(members).unwrap_or_default();
+        named(&mut lines, "member", &before, &self.members, String::clone, |_, _| None);
         let times = |d: &Definitions| {
-            let say = |d: Duration| humantime::format_duration(d).to_string();
-            vec![
-                ("probe_interval", say(d.timing.probe_interval)),
-                ("lease", say(d.lease)),
-                ("slack", say(d.slack)),
-                ("hold_down", say(d.timing.hold_down)),
-                ("hold_down_max", say(d.timing.hold_down_max)),
-                ("announce_repeat", format!("{:?}", d.timing.announce_repeat)),
-                ("watchdog", say(d.fencing.watchdog)),
-            ]
+            let mut all = difference::times(&d.timing);
+            all.insert(1, ("lease", said(d.lease)));
+            all.insert(2, ("slack", said(d.slack)));
+            all.push(("watchdog", said(d.fencing.watchdog)));
+            all
         };
         if let Some(old) = old {
             changed(&mut lines, "timing", times(old), times(self));
             changed(&mut lines, "balance", balance::values(&old.balance), balance::values(&self.balance));
         }
-        let segments = old.map_or(&[][..], |d| &d.segments);
-        named(&mut lines, "segment", segments, &self.segments, |s| s.name.clone(), |s| format!("{s:?}"));
-        let servers = old.map_or(&[][..], |d| &d.servers);
-        named(&mut lines, "virtual server", servers, &self.servers, |s| s.name.clone(), |s| format!("{s:?}"));
-        let resources = old.map_or(&[][..], |d| &d.resources);
-        let text = |r: &Resources| {
-            let Resources { filesystems, services, fence, storage_units, reset_connections, .. } = r;
-            format!("{filesystems:?} {services:?} {fence:?} {storage_units:?} {reset_connections}")
-        };
-        named(
-            &mut lines,
-            "file systems and services of",
-            resources,
-            &self.resources,
-            |r| r.server.clone(),
-            text,
-        );
+        difference::segments(&mut lines, old.map_or(&[][..], |d| &d.segments), &self.segments);
+        difference::servers(&mut lines, old.map_or(&[][..], |d| &d.servers), &self.servers);
+        difference::resources(&mut lines, old.map_or(&[][..], |d| &d.resources), &self.resources);
         let units = old.map_or(&[][..], |d| &d.units);
-        named(&mut lines, "storage unit", units, &self.units, |u| u.name.clone(), |u| format!("{u:?}"));
+        let differs = |a: &StorageUnit, b: &StorageUnit| (a != b).then(String::new);
+        named(&mut lines, "storage unit", units, &self.units, |u| u.name.clone(), differs);
         let (before, after) = (old.map(fences).unwrap_or_default(), fences(self));
-        let text = |(_, text): &(String, String)| text.clone();
-        named(&mut lines, "fencing of", &before, &after, |(node, _)| node.clone(), text);
+        // Passwords are part of it: never shown.
+        let differs = |a: &(String, String), b: &(String, String)| (a != b).then(String::new);
+        named(&mut lines, "fencing of", &before, &after, |(node, _)| node.clone(), differs);
         lines
     }
 
@@ -221,41 +199,6 @@ fn is_close(a: &Members, b: &Members) -> bool {
     let times = |m: &Members| (m.probe_interval, m.lease, m.slack, m.rho_ppm);
     let lacks = |a: &Members, b: &Members| a.nodes.iter().filter(|m| !b.nodes.contains(m)).count();
     times(a) == times(b) && lacks(a, b) + lacks(b, a) <= 1
-}
-
-/// What has another value than before in a section.
-fn changed(
-    lines: &mut Vec<String>,
-    section: &str,
-    old: Vec<(&'static str, String)>,
-    new: Vec<(&'static str, String)>,
-) {
-    for ((key, before), (_, after)) in old.into_iter().zip(new) {
-        if before != after {
-            lines.push(format!("{section}: {key} {before} -> {after}"));
-        }
-    }
-}
-
-/// What is new, gone or changed in a list of named things.
-fn named<T>(
-    lines: &mut Vec<String>,
-    what: &str,
-    old: &[T],
-    new: &[T],
-    name: impl Fn(&T) -> String,
-    text: impl Fn(&T) -> String,
-) {
-    for item in old.iter().filter(|o| !new.iter().any(|n| name(n) == name(o))) {
-        lines.push(format!("- {what} {}", name(item)));
-    }
-    for item in new {
-        match old.iter().find(|o| name(o) == name(item)) {
-            None => lines.push(format!("+ {what} {}", name(item))),
-            Some(before) if text(before) != text(item) => lines.push(format!("~ {what} {}", name(item))),
-            Some(_) => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ fn the_difference_names_what_changes() {
         [
             "timing: lease 10ms -> 20ms",
             "timing: slack 1ms -> 2ms",
-            "~ virtual server projects",
+            "~ virtual server projects: - address 10.0.0.10/24, + address 10.0.0.11/24",
             "+ virtual server homes"
         ]
     );

@@ -32,6 +32,7 @@ mod addresses;
 mod balance;
 mod check;
 mod definitions;
+mod difference;
 mod etcd;
 mod fencing;
 mod hooks;
@@ -53,6 +54,7 @@ use baton_core::Config;
 use crate::hooks::Hook;
 
 pub use definitions::{Definitions, DefinitionsError};
+pub use difference::difference;
 pub use fencing::{Fence, FenceAction, FenceAgent, Fencing, Parameter, StorageUnit};
 pub use problem::{ConfigErrors, Problem, Problems};
 pub use resources::{
@@ -238,6 +240,52 @@ pub fn parse(text: &str, file: &str) -> Result<Loaded, ConfigErrors> {
         Some((core, agent)) if errors.is_empty() => Ok(Loaded { core, agent, warnings }),
         _ => Err(ConfigErrors::Invalid(errors)),
     }
+}
+
+/// Reads and checks the file for an agent that runs with `running`.
+///
+/// # Errors
+/// As [`load`]; and what can't be changed while the agent runs is another.
+pub fn reload(path: &Path, running: &Loaded) -> Result<Loaded, ConfigErrors> {
+    let loaded = load(path)?;
+    let AgentConfig { store, paths, .. } = &running.agent;
+    let cluster = |kind: &StoreKind| match kind {
+        StoreKind::Etcd(etcd) => Some(etcd.cluster.clone()),
+        StoreKind::File => None,
+    };
+    let new = &loaded.agent;
+    let fixed = [
+        ("node", "name", loaded.core.node == running.core.node),
+        ("store", "kind", cluster(&new.store.kind).is_some() == cluster(&store.kind).is_some()),
+        ("store", "path", new.store.path == store.path),
+        ("cluster", "name", cluster(&new.store.kind) == cluster(&store.kind)),
+        ("paths", "state", new.paths.state == paths.state),
+        ("paths", "bpffs", new.paths.bpffs == paths.bpffs),
+    ];
+    let changed = fixed.into_iter().filter(|(.., same)| !same);
+    let changed: Vec<_> = changed.map(|(section, key, _)| (section, key)).collect();
+    if changed.is_empty() {
+        return Ok(loaded);
+    }
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigErrors::Read { file: file.clone(), source })?;
+    let mut findings = problem::Findings::default();
+    for (section, key) in changed {
+        findings.error(
+            place(&text, section, key),
+            format!("`{key}` in [{section}] can't be changed while the agent runs"),
+            "set it back, or restart the agent (`systemctl restart baton`: what it serves stays served)",
+        );
+    }
+    Err(ConfigErrors::Invalid(findings.sorted(&text, &file).0))
+}
+
+/// Where a key is; where it is not, its section, or the beginning of the file.
+fn place(text: &str, section: &str, key: &str) -> usize {
+    let Ok(root) = toml_span::parse(text) else { return 0 };
+    let Some(section) = root.as_table().and_then(|t| t.get(section)) else { return 0 };
+    section.as_table().and_then(|t| t.get(key)).map_or(section.span.start, |value| value.span.start)
 }
 
 /// Where an agent and what it made are to be found.

@@ -15,11 +15,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{CountersLine, ErrorLine, EventsRequest, REQUEST_MAX, Request};
+use super::{CountersLine, ErrorLine, EventsRequest, REQUEST_MAX, ReloadAnswer, ReloadRequest, Request};
 use crate::config::ControlConfig;
 use crate::journal::{self, Filter, JournalError, Record};
 use crate::telemetry::Published;
@@ -107,17 +107,32 @@ fn making(socket: &Path) -> PathBuf {
     socket.with_file_name(format!(".{}", std::process::id()))
 }
 
+/// The configuration is to be read anew.
+#[derive(Debug)]
+pub struct ReloadCall {
+    /// Only to say what would change.
+    pub dry_run: bool,
+    /// For who asks.
+    pub answer: oneshot::Sender<ReloadAnswer>,
+}
+
 /// Answers requests.
 #[derive(Clone, Debug)]
 pub struct Server {
     published: Published,
     state: PathBuf,
+    reloads: Option<mpsc::Sender<ReloadCall>>,
 }
 
 impl Server {
     /// A server of what is published, and of the journal in the folder `state`.
     pub fn new(published: Published, state: PathBuf) -> Self {
-        Server { published, state }
+        Server { published, state, reloads: None }
+    }
+
+    /// Hands on who wants the configuration to be read anew.
+    pub fn with_reloads(self, reloads: mpsc::Sender<ReloadCall>) -> Self {
+        Server { reloads: Some(reloads), ..self }
     }
 
     /// Serves for ever. Dropping the future ends every connection.
@@ -145,6 +160,8 @@ impl Server {
     }
 
     async fn connection(self, stream: UnixStream) {
+        // What the kernel knows of who is at the other end (unix(7), SO_PEERCRED).
+        let user = stream.peer_cred().map(|c| c.uid()).ok();
         let (read, write) = stream.into_split();
         let mut client = Client { read: BufReader::new(read), write };
         // Whatever goes wrong is the client's own doing: it has gone, or doesn't read.
@@ -158,12 +175,35 @@ impl Server {
                     let planning = self.published.planning.borrow().clone();
                     client.line(&*planning).await
                 }
+                Ok(Request::Reload(r)) => self.reload(r, user, &mut client).await,
                 Err(error) => client.line(&ErrorLine { error }).await,
             }
         }
         .await;
         if let Err(error) = result {
             tracing::debug!(%error, "control connection ended");
+        }
+    }
+
+    async fn reload(&self, request: ReloadRequest, user: Option<u32>, client: &mut Client) -> io::Result<()> {
+        let may = user.is_some_and(|user| user == 0 || user == nix::unistd::geteuid().as_raw());
+        if !request.dry_run && !may {
+            let error =
+                "only root may have the configuration taken up; ask with --dry-run, or as root".to_owned();
+            return client.line(&ErrorLine { error }).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let call = ReloadCall { dry_run: request.dry_run, answer };
+        let sent = match &self.reloads {
+            Some(reloads) => reloads.send(call).await.is_ok(),
+            None => false,
+        };
+        match answered.await {
+            Ok(answer) if sent => client.line(&answer).await,
+            _ => {
+                let error = "the agent is stopping or starting anew; ask again".to_owned();
+                client.line(&ErrorLine { error }).await
+            }
         }
     }
 

@@ -60,6 +60,11 @@ impl Listener {
         Ok(Listener { fd, own, vips, links, segments, buffer: Vec::new() })
     }
 
+    /// From now on these are the virtual IPs and segments.
+    pub fn expect(&mut self, vips: BTreeSet<IpAddr>, segments: Vec<String>) {
+        (self.vips, self.segments) = (vips, segments);
+    }
+
     /// What a full reading found: the ground on which later messages are news. Keeps only what core has a use for.
     pub fn ground(&mut self, mut found: Found) -> Found {
         self.links = found.links.iter().map(|l| (l.ifindex, l.clone())).collect();

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 pub use announce::{ArpForm, gratuitous_arp, neighbour_advertisement};
 use driver::Driver;
-pub use driver::{Links, PlanRequest, ResetRequest, Setup, StoreLink, now};
+pub use driver::{Links, PlanRequest, Reload, ResetRequest, Setup, StoreLink, now};
 pub use peers::Membership;
 pub use prober::{Identity, NamedPath, PathReader, Probing};
 
@@ -36,6 +36,8 @@ pub enum ToSlow {
     Take(String),
     /// Save and set the sysctls of this interface.
     Prepare(String),
+    /// These interfaces are ports from now on, and no others: the settings of all others are restored.
+    Keep(Vec<String>),
     /// For the record of inputs.
     Record {
         /// When.

@@ -151,6 +151,11 @@ impl Waiting {
     }
 }
 
+/// Whom each segment's ports ask.
+fn targets_of(config: &baton_core::Config) -> BTreeMap<String, Vec<IpAddr>> {
+    config.segments.iter().map(|s| (s.name.clone(), s.probe_targets.clone())).collect()
+}
+
 impl Prober {
     /// Prepares; nothing is sent before there are ports. Must be called within a tokio runtime.
     ///
@@ -161,12 +166,10 @@ impl Prober {
         let Probing { identity, mut table, paths: named, membership } = probing;
         let Identity { key, node, incarnation } = identity;
         table.identify(ProbeConfig { key, incarnation, node, reserved: 0 })?;
-        let probe_targets =
-            config.segments.iter().map(|s| (s.name.clone(), s.probe_targets.clone())).collect();
         Ok(Prober {
             identity,
             interval: config.timing.probe_interval,
-            probe_targets,
+            probe_targets: targets_of(config),
             table,
             metronome: Metronome::new().map_err(FastError::Timer)?,
             last_tick: None,
@@ -180,6 +183,24 @@ impl Prober {
             peers: membership.map(PeerProber::new),
             named,
         })
+    }
+
+    /// Probes by this configuration from now on. Where intervals or targets are others, all paths between ports begin anew.
+    ///
+    /// # Errors
+    ///
+    /// The path table refuses; the timer can't be set.
+    pub fn reconfigure(&mut self, config: &baton_core::Config) -> Result<(), FastError> {
+        let targets = targets_of(config);
+        let interval = config.timing.probe_interval;
+        if (self.interval, &self.probe_targets) == (interval, &targets) {
+            return Ok(());
+        }
+        let ports = self.ports.clone();
+        self.set_ports(Vec::new())?;
+        (self.interval, self.probe_targets) = (interval, targets);
+        self.set_ports(ports)?;
+        Ok(())
     }
 
     /// Waits until it is time to send. Cancel safe.

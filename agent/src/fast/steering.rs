@@ -250,6 +250,11 @@ impl Steering {
         changes
     }
 
+    /// Forgets what was made for all segments but these; it is swept away.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.made.retain(|segment, _| keep(segment));
+    }
+
     /// Is this route wanted?
     pub fn has(&self, route: &Route) -> bool {
         self.made.values().flatten().any(|r| r == route)

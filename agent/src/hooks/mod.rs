@@ -113,6 +113,11 @@ impl Hooks {
         Ok(Hooks { node: node.into(), all, runs })
     }
 
+    /// Are they these?
+    pub fn are(&self, hooks: &[Hook]) -> bool {
+        self.all.iter().map(|queue| &*queue.hook).eq(hooks)
+    }
+
     /// How many runs there were.
     pub fn runs(&self) -> Runs {
         self.runs.clone()

@@ -3,12 +3,14 @@
 use baton_core::EventKind;
 
 /// Every word that `on` of a hook may have: those of the journal, and four that mean several or some of these.
-pub const WORDS: [&str; 48] = [
+pub const WORDS: [&str; 50] = [
     "all",
     "port_failover",
     "takeover",
     "move",
     "started",
+    "reloaded",
+    "reload_refused",
     "interface_absent",
     "port",
     "segment",
@@ -58,6 +60,8 @@ pub const WORDS: [&str; 48] = [
 pub(super) fn of(kind: &EventKind) -> &'static str {
     match kind {
         EventKind::Started { .. } => "started",
+        EventKind::Reloaded { .. } => "reloaded",
+        EventKind::ReloadRefused { .. } => "reload_refused",
         EventKind::InterfaceAbsent { .. } => "interface_absent",
         EventKind::Port { .. } => "port",
         EventKind::Segment { .. } => "segment",

@@ -16,7 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{RunError, probe_key};
-use crate::config::{ClusterConfig, Definitions, EtcdConfig, Fencing, Resources, StorageUnit};
+use crate::config::{
+    ClusterConfig, Definitions, DefinitionsError, EtcdConfig, Fencing, Resources, StorageUnit,
+};
 use crate::fast::{Membership, StoreLink};
 use crate::io::kernel::{Kernel, node_number};
 use crate::store::etcd::{self, Etcd, EtcdError, Known};
@@ -160,7 +162,7 @@ async fn prepare(
         .map_err(|e| RunError::Unreadable { generation, error: e.to_string() })?;
     let config = definitions.node_config(own)?;
     let slot = members.get(&own.node).map(|m| m.slot);
-    let slot = slot.ok_or_else(|| crate::config::DefinitionsError::Member { node: own.node.clone() })?;
+    let slot = slot.ok_or_else(|| DefinitionsError::Member { node: own.node.clone() })?;
     // Adopting another version is a new incarnation (R10), and so is a start without memory (R2).
     let same = lease.members == members.version && lease.length_ns == members.lease.as_nanos() as u64;
     let incarnation = match same && !lost_memory {
@@ -190,6 +192,16 @@ async fn prepare(
     };
     let known = Known { generation, members: members.version };
     Ok(((config, definitions), incarnation, known, start, Membership { table, members, slot }))
+}
+
+/// Does what the store last defined know what the node's own file names? Where nothing is known of that yet, it may.
+pub(super) fn fits(own: &Config, state: &Path) -> Result<(), DefinitionsError> {
+    let read = || serde_json::from_str::<Defined>(&std::fs::read_to_string(state.join(CACHE)).ok()?).ok();
+    let parse = |defined: Defined| Definitions::parse(&defined.definitions, "definitions").ok();
+    match read().and_then(parse) {
+        Some((definitions, _)) => definitions.node_config(own).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// What the store defines. Where it can't be reached and `cached` is permitted, what it last defined.

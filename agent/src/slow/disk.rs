@@ -22,6 +22,8 @@ pub(super) struct Disk {
     pub incarnation: u64,
     pub journal: Journal,
     pub state: PathBuf,
+    /// Some virtual server has services.
+    pub has_services: bool,
     pub inputs: mpsc::Sender<Input>,
 }
 
@@ -37,9 +39,9 @@ impl Disk {
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("disk".into()).spawn(move || {
-            let Disk { mut store, incarnation, journal, state, inputs } = self;
+            let Disk { mut store, incarnation, journal, state, has_services, inputs } = self;
             let journal = journal::run(events, journal, published, metrics, hooks);
-            let work = work(records, &mut *store, incarnation, state, inputs);
+            let work = work(records, &mut *store, incarnation, state, has_services, inputs);
             runtime.block_on(async { tokio::join!(journal, work) });
         })
     }
@@ -50,6 +52,7 @@ async fn work(
     store: &mut dyn Store,
     incarnation: u64,
     state: PathBuf,
+    has_services: bool,
     inputs: mpsc::Sender<Input>,
 ) {
     let mut recorder =
@@ -69,6 +72,12 @@ async fn work(
             ToSlow::Prepare(interface) => {
                 if let Err(e) = sysctl::prepare(store, &interface) {
                     tracing::error!("settings of {interface}: {e}");
+                }
+                Ok(())
+            }
+            ToSlow::Keep(ports) => {
+                if let Err(e) = sysctl::restore(store, &sysctl::with_below(&ports), has_services) {
+                    tracing::warn!("settings that are no longer needed could not be restored: {e}");
                 }
                 Ok(())
             }

@@ -12,15 +12,16 @@ mod planner;
 mod ports;
 pub mod probe_key;
 pub mod record;
+mod reload;
 mod resources;
 mod sample;
 pub mod sysctl;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::cli;
 use crate::config::{DefinitionsError, Fencing, Loaded, Resources, StoreKind};
 use crate::connections;
 use crate::control::{self, LockError};
@@ -40,9 +40,10 @@ use crate::io::kernel::{Kernel, KernelError, node_number, promise_early};
 use crate::journal::Journal;
 use crate::store::etcd::EtcdError;
 use crate::store::{FileStore, Store, StoreError};
-use crate::telemetry::{self, Actions, Metrics, Published};
+use crate::telemetry::{self, Metrics, Published};
 use cluster::Joined;
 use probe_key::KeyError;
+use reload::{Configuration, Reloading};
 
 /// Records under way to the disk. A full channel drops records, counted, for the fast thread never waits.
 const RECORDS: usize = 4096;
@@ -56,6 +57,10 @@ const RESOURCES: usize = 256;
 const RESETS: usize = 4096;
 /// Nodes that are to be fenced; a full channel fails that, and core asks again.
 const FENCES: usize = 256;
+/// Other configurations that are asked for; who asks waits.
+const RELOADS: usize = 4;
+/// What the answer to who asked for a reload may take before the control socket is closed.
+const ANSWERED: Duration = Duration::from_millis(50);
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
 
@@ -119,11 +124,13 @@ impl From<KernelError> for RunError {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. What it serves stays served: the next agent takes it over.
+/// Runs the agent until SIGTERM or SIGINT. What it serves stays served: the next agent takes it over. `file`: where the configuration
+/// is read anew, when that is asked for.
 ///
 /// # Errors
 /// Everything that keeps it from starting; later, only a failure of the fast thread.
-pub fn run(loaded: Loaded) -> Result<(), RunError> {
+pub fn run(file: &Path, loaded: Loaded) -> Result<(), RunError> {
+    hear_hangups()?;
     privileges()?;
     let state = &loaded.agent.paths.state;
     fs::create_dir_all(state).map_err(|error| RunError::Path { path: state.clone(), error })?;
@@ -132,10 +139,33 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     }
     // For the life of the process (lease.md, R8).
     let _lock = control::lock(state)?;
-    let hooks = Hooks::start(&loaded.core.node, loaded.agent.hooks.clone()).map_err(RunError::Start)?;
+    let file = std::path::absolute(file).map_err(|error| RunError::Path { path: file.to_owned(), error })?;
+    let mut configuration = Configuration::new(file, loaded);
     // New definitions are taken up as a restarted agent would: everything that is there is adopted.
-    while run_once(&loaded, &hooks)? == Ended::Definitions {}
-    Ok(())
+    let mut hooks = start_hooks(configuration.loaded())?;
+    loop {
+        match run_once(&mut configuration, &hooks) {
+            Ok(Ended::Stop) => return Ok(()),
+            Ok(Ended::Anew) => {}
+            Err(e) if configuration.falls_back(&e) => {}
+            Err(e) => return Err(e),
+        }
+        if !hooks.are(&configuration.loaded().agent.hooks) {
+            hooks = start_hooks(configuration.loaded())?;
+        }
+    }
+}
+
+fn start_hooks(loaded: &Loaded) -> Result<Hooks, RunError> {
+    Hooks::start(&loaded.core.node, loaded.agent.hooks.clone()).map_err(RunError::Start)
+}
+
+/// From now on SIGHUP doesn't end the process, also while nobody waits for it: who has been heard once is (tokio never lets
+/// go of a signal).
+fn hear_hangups() -> Result<(), RunError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
+    runtime.block_on(async { signal(SignalKind::hangup()).map(drop) }).map_err(RunError::Start)
 }
 
 /// Why a run ended.
@@ -143,12 +173,13 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
 enum Ended {
     /// The agent is to stop.
     Stop,
-    /// The cluster has new definitions, or another member list.
-    Definitions,
+    /// The cluster has new definitions, or another member list; or the node's own configuration is another one.
+    Anew,
 }
 
-fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
-    let Loaded { core: config, agent, .. } = loaded;
+fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, RunError> {
+    let loaded = configuration.loaded().clone();
+    let Loaded { core: config, agent, .. } = &loaded;
     let state = &agent.paths.state;
     let promises = Promises::start(agent.paths.bpffs.clone(), agent.agent_grace).map_err(RunError::Start)?;
     let mut store = FileStore::open(&agent.store.path)?;
@@ -169,9 +200,7 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
         },
     };
     let Joined { config, resources, fencing, units, incarnation, key, cluster } = joined;
-    let ports = config.ports.iter().map(|p| &p.interface);
-    let kept: BTreeSet<String> =
-        ports.flat_map(|port| sysctl::below(port).into_iter().chain([port.clone()])).collect();
+    let kept = sysctl::with_below(config.ports.iter().map(|p| &p.interface));
     let has_services = resources.iter().any(|r| !r.services.is_empty());
     if let Err(e) = sysctl::restore(&mut store, &kept, has_services) {
         tracing::warn!("settings that are no longer needed could not be restored: {e}");
@@ -212,6 +241,8 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
     let (events, events_rx) = mpsc::channel(EVENTS);
     let (plans, plans_rx) = mpsc::channel(PLANS);
     let (requests, requests_rx) = mpsc::channel(RESOURCES);
+    let (reloads, reloads_rx) = mpsc::channel(RELOADS);
+    let (calls, mut calls_rx) = mpsc::channel(RELOADS);
     let (stop, stop_rx) = oneshot::channel();
     let (ended, ended_rx) = oneshot::channel();
     let (ready, ready_rx) = oneshot::channel();
@@ -221,8 +252,10 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
         incarnation,
         journal: Journal::new(state),
         state: state.clone(),
+        has_services,
         inputs: inputs.clone(),
     };
+    let journal_events = events.clone();
     let disk = disk
         .spawn(records_rx, events_rx, published.clone(), metrics.clone(), hooks.clone())
         .map_err(RunError::Start)?;
@@ -271,10 +304,12 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
         resets,
         fences,
         guard,
+        reloads: reloads_rx,
         store: store_link,
         stop: stop_rx,
     };
-    let sampler = sample::Sampler::new(&config, reader, path_reader, publisher, inputs);
+    let (sampled, sampled_rx) = watch::channel(config.clone());
+    let sampler = sample::Sampler::new(sampled_rx, reader, path_reader, publisher, inputs);
     let setup = Setup { config, incarnation, cluster: start, running, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
@@ -285,33 +320,51 @@ fn run_once(loaded: &Loaded, hooks: &Hooks) -> Result<Ended, RunError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
         tokio::spawn(sampler.run());
         tokio::spawn(kernel_messages(messages));
-        if let Some(listen) = agent.telemetry.listen {
-            let actions =
-                agent.telemetry.token_file.clone().filter(|_| agent.cluster.is_some()).map(|file| {
-                    let loaded = loaded.clone();
-                    Actions::new(file, Arc::new(move |action| cli::act(&loaded, action)))
-                });
-            let (metrics, published) = (metrics.clone(), published.clone());
-            tokio::spawn(telemetry::run(listen, metrics, published, state.clone(), actions));
-        }
+        let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Start)?;
+        let mut reloading = Reloading {
+            fast: reloads,
+            events: journal_events,
+            sampled,
+            metrics,
+            published: published.clone(),
+            http: None,
+        };
+        reloading.serve_http(&loaded).await;
         match control::bind(&agent.control) {
             Ok(listener) => {
-                tokio::spawn(control::Server::new(published.clone(), state.clone()).run(listener));
+                let server = control::Server::new(published.clone(), state.clone());
+                tokio::spawn(server.with_reloads(calls).run(listener));
             }
             Err(e) => tracing::error!("{e}; the command line can't ask this agent"),
         }
         if ready_rx.await.is_ok() {
+            configuration.has_started();
             notify(&[sd_notify::NotifyState::Ready]);
+            if let Some(news) = configuration.news() {
+                // A journal that can't keep up has more to tell than this.
+                let _ = reloading.events.try_send(news);
+            }
         }
         drop(promises); // the fast thread makes them
         tokio::spawn(watchdog(published.clone()));
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("SIGINT"),
-            _ = ended_rx => {} // the fast thread is gone: its result says why
-            () = news(&changed, turn.as_ref()) => {
-                tracing::info!("the cluster has new definitions or members");
-                return Ok(Ended::Definitions);
+        let mut ended = ended_rx;
+        let mut news = std::pin::pin!(news(&changed, turn.as_ref()));
+        loop {
+            let asked = tokio::select! {
+                _ = terminate.recv() => { tracing::info!("SIGTERM"); break },
+                _ = interrupt.recv() => { tracing::info!("SIGINT"); break },
+                _ = &mut ended => break, // the fast thread is gone: its result says why
+                () = &mut news => {
+                    tracing::info!("the cluster has new definitions or members");
+                    return Ok(Ended::Anew);
+                }
+                Some(call) = calls_rx.recv() => Some(call),
+                _ = hangup.recv() => None,
+            };
+            if reloading.reload(configuration, asked).await {
+                // Whoever asked is answered by a task of its own.
+                tokio::time::sleep(ANSWERED).await;
+                return Ok(Ended::Anew);
             }
         }
         notify(&[sd_notify::NotifyState::Stopping]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use baton_common::Counters;
 use baton_core::config::PortConfig;
 use baton_core::{Config, DeviceSample, IfIndex, Input, LinkErrors, Sample, Traffic};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::devices::{self, Devices};
 use super::host::{self, HostCounters};
@@ -29,6 +29,8 @@ pub(super) struct Sampler {
     devices: Devices,
     publisher: Arc<Publisher>,
     inputs: mpsc::Sender<Input>,
+    /// What is in force.
+    config: watch::Receiver<Config>,
 }
 
 /// The counters at one time.
@@ -43,25 +45,14 @@ struct Counted {
 
 impl Sampler {
     pub(super) fn new(
-        config: &Config,
+        config: watch::Receiver<Config>,
         reader: CounterReader,
         paths: PathReader,
         publisher: Arc<Publisher>,
         inputs: mpsc::Sender<Input>,
     ) -> Sampler {
-        let of = |s: &baton_core::config::VirtualServer| {
-            let name = s.name.clone();
-            s.addresses.iter().map(move |a| (a.addr(), name.clone())).collect::<Vec<_>>()
-        };
-        Sampler {
-            reader,
-            paths,
-            servers: config.servers.iter().flat_map(of).collect(),
-            ports: config.ports.clone(),
-            devices: Devices::new(config),
-            publisher,
-            inputs,
-        }
+        let (servers, ports, devices) = parts(&config.borrow());
+        Sampler { reader, paths, servers, ports, devices, publisher, inputs, config }
     }
 
     /// Ends when core is gone.
@@ -78,6 +69,9 @@ impl Sampler {
                 if self.inputs.send(Input::Minute(of_day)).await.is_err() {
                     return;
                 }
+            }
+            if self.config.has_changed().unwrap_or(false) {
+                (self.servers, self.ports, self.devices) = parts(&self.config.borrow_and_update());
             }
             match self.count() {
                 Err(e) if !failing => {
@@ -149,6 +143,15 @@ impl Sampler {
             Err(e) => tracing::debug!("reading diagnostics: {e}"),
         }
     }
+}
+
+/// What is sampled by a configuration: the virtual server of each address, ports and devices.
+fn parts(config: &Config) -> (HashMap<IpAddr, String>, Vec<PortConfig>, Devices) {
+    let of = |s: &baton_core::config::VirtualServer| {
+        let name = s.name.clone();
+        s.addresses.iter().map(move |a| (a.addr(), name.clone())).collect::<Vec<_>>()
+    };
+    (config.servers.iter().flat_map(of).collect(), config.ports.clone(), Devices::new(config))
 }
 
 /// Minutes since midnight, local time. The only use of the wall clock in a decision: when a virtual server may fail back.

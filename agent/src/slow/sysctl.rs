@@ -69,6 +69,11 @@ pub fn prepare(store: &mut dyn Store, interface: &str) -> Result<(), SysctlError
     below(interface).iter().try_for_each(|lower| set(store, lower, &NEEDED_BELOW))
 }
 
+/// These ports, and the interfaces below them.
+pub fn with_below<'a>(ports: impl IntoIterator<Item = &'a String>) -> BTreeSet<String> {
+    ports.into_iter().flat_map(|port| below(port).into_iter().chain([port.clone()])).collect()
+}
+
 /// Saves the original settings of the node, then makes those that services need.
 pub fn prepare_for_services(store: &mut dyn Store) -> Result<(), SysctlError> {
     set(store, "", &NEEDED_BY_SERVICES)

@@ -7,6 +7,7 @@ use baton_core::{Event, EventKind, FailoverKind, Reason, Stage};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -30,6 +31,9 @@ pub struct Metrics {
     foreign_claims: Counter,
     effects_failed: Counter,
     journal_errors: Counter,
+    reloads: Counter,
+    reload_failures: Counter,
+    reload_successful: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,6 +99,24 @@ impl Metrics {
             "Runs of programs that are told of events: ok, failed, timeout, not_started; dropped were not run",
             runs,
         );
+        let (reloads, reload_failures) = (Counter::default(), Counter::default());
+        let reload_successful = Gauge::default();
+        reload_successful.set(1);
+        registry.register(
+            "baton_reloads",
+            "How often another configuration was taken up while the agent ran",
+            reloads.clone(),
+        );
+        registry.register(
+            "baton_reload_failures",
+            "How often the configuration was to be read anew and was refused",
+            reload_failures.clone(),
+        );
+        registry.register(
+            "baton_reload_successful",
+            "1: what is in force is what was last read; 0: the configuration file was refused when it was last read",
+            reload_successful.clone(),
+        );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("baton_build", "The running program", build);
         registry.register_collector(Box::new(Collected::new(published)));
@@ -106,6 +128,9 @@ impl Metrics {
             foreign_claims,
             effects_failed,
             journal_errors,
+            reloads,
+            reload_failures,
+            reload_successful,
         }
     }
 
@@ -135,6 +160,14 @@ impl Metrics {
             }
             EventKind::EffectFailed { .. } => {
                 self.effects_failed.inc();
+            }
+            EventKind::Reloaded { .. } => {
+                self.reloads.inc();
+                self.reload_successful.set(1);
+            }
+            EventKind::ReloadRefused { .. } => {
+                self.reload_failures.inc();
+                self.reload_successful.set(0);
             }
             EventKind::Started { .. }
             | EventKind::InterfaceAbsent { .. }

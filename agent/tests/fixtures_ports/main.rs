@@ -190,6 +190,7 @@ fn takes_over_without_a_gap() {
                 assert_eq!(next.bound()[&address(VIP)], segment.ports[1].ifindex);
                 serve(&mut next, &segment.ports[1]);
                 assert_eq!(attach_all(&mut next, &segment), attached);
+                next.finish_takeover().unwrap();
             }
             assert!(!stale.exists(), "other layouts are removed once the new programs run");
             assert_eq!(pinging.recv().unwrap(), 2000);
@@ -197,6 +198,57 @@ fn takes_over_without_a_gap() {
             let last = Kernel::open_with(pins.path(), hooks).unwrap();
             let counted = counters(&last, VIP);
             assert_eq!((counted.rx_packets, counted.tx_packets), (2003, 2003));
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+/// The same from an agent whose maps have another layout: marks, lease, bindings and counters go on, and so do packets. The
+/// pins of the first agent are given the name of another version, older and newer in turn.
+#[test]
+fn takes_over_another_layout_without_a_gap() {
+    for hooks in [Hooks::default(), Hooks { native: false, ..Hooks::default() }] {
+        std::thread::spawn(move || {
+            let segment = Segment::new();
+            let pins = PinDir::new("layout");
+            let this = pins.path().join(format!("v{LAYOUT_VERSION}"));
+            let mut first = Kernel::open_with(pins.path(), hooks).unwrap();
+            segment.bind(&segment.ports[1]);
+            serve(&mut first, &segment.ports[1]);
+            let attached = attach_all(&mut first, &segment);
+            assert_eq!(segment.ping(VIP, 3).recv().unwrap(), 3);
+
+            let pinging = segment.ping(VIP, 2000);
+            drop(first);
+            let mut counted = 0;
+            for version in [LAYOUT_VERSION - 1, LAYOUT_VERSION + 1, LAYOUT_VERSION - 1] {
+                let other = pins.path().join(format!("v{version}"));
+                std::fs::rename(&this, &other).unwrap();
+                let mut next = Kernel::open_with(pins.path(), hooks).unwrap();
+                assert_eq!(next.lease().unwrap(), LEASE);
+                assert_eq!(next.bound()[&address(VIP)], segment.ports[1].ifindex);
+                let marked = next.adopt_servers(&["files"], INCARNATION).unwrap();
+                assert!(marked.contains("files"), "{marked:?}");
+                let now = counters(&next, VIP).rx_packets;
+                assert!(now >= counted, "{now} after {counted}");
+                assert_eq!(attach_all(&mut next, &segment), attached);
+                assert!(other.exists(), "removed while its programs may run");
+                next.finish_takeover().unwrap();
+                assert!(!other.exists(), "left behind");
+                counted = counters(&next, VIP).rx_packets;
+                assert!(counted >= now, "{counted} after {now}");
+            }
+            assert_eq!(pinging.recv().unwrap(), 2000);
+
+            let mut last = Kernel::open_with(pins.path(), hooks).unwrap();
+            let counted = counters(&last, VIP);
+            assert_eq!((counted.rx_packets, counted.tx_packets), (2003, 2003));
+
+            // An address that is forgotten and comes back counts from zero.
+            last.forget(address(VIP)).unwrap();
+            last.permit(address(VIP), "files", Some(segment.ports[1].ifindex)).unwrap();
+            assert_eq!(counters(&last, VIP).rx_packets, 0);
         })
         .join()
         .unwrap();

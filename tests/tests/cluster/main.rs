@@ -20,6 +20,7 @@ mod reroute;
 mod resets;
 mod secure;
 mod store;
+mod upgrade;
 mod wakes;
 
 use std::net::IpAddr;

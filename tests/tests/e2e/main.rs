@@ -14,6 +14,7 @@ mod lies;
 mod many;
 mod measure;
 mod prometheus;
+mod reload;
 mod repair;
 mod restart;
 mod samba;

@@ -56,7 +56,8 @@ impl Repeats {
         }
     }
 
-    fn drop(&mut self, address: IpAddr) {
+    /// It is not announced again.
+    pub fn drop(&mut self, address: IpAddr) {
         if let Some((_, _, at)) = self.state.remove(&address) {
             self.due.remove(&(at, address));
         }

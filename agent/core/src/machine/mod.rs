@@ -26,6 +26,9 @@ mod cluster;
 mod load;
 mod paths;
 mod ports;
+mod reload;
+#[cfg(test)]
+mod reload_tests;
 mod resources;
 mod start;
 mod storage;
@@ -151,6 +154,7 @@ impl Machine {
         self.now = self.now.max(now);
         match input {
             Input::Start(start) => self.start(*start),
+            Input::Reload(reload) => self.reload(*reload),
             Input::Link(link) => self.link(link),
             Input::LinkGone(ifindex) => self.link_gone(ifindex),
             Input::Carrier(ifindex, carrier) => self.carrier_read(ifindex, carrier),

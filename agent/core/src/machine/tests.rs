@@ -10,15 +10,15 @@ use crate::config::{PortConfig, PortFailback, Segment, Timing, VirtualServer};
 use crate::{Attachment, FailoverKind, PortState, Rebinding, Start};
 use crate::{Sample, Traffic};
 
-const A: IfIndex = IfIndex(11);
-const B: IfIndex = IfIndex(12);
-const C: IfIndex = IfIndex(13);
+pub(super) const A: IfIndex = IfIndex(11);
+pub(super) const B: IfIndex = IfIndex(12);
+pub(super) const C: IfIndex = IfIndex(13);
 
-fn ip(s: &str) -> IpAddr {
+pub(super) fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
-fn config(ports: &[&str], servers: &[(&str, u32, &[&str])]) -> Config {
+pub(super) fn config(ports: &[&str], servers: &[(&str, u32, &[&str])]) -> Config {
     Config {
         ports: ports.iter().map(|p| PortConfig::new(p, "office")).collect(),
         timing: Timing { announce_repeat: vec![Duration::from_millis(10)], ..Timing::default() },
@@ -42,19 +42,19 @@ fn received(rx_bytes: u64) -> Traffic {
     Traffic { rx_bytes, ..Traffic::default() }
 }
 
-fn ours(ifindex: IfIndex, address: &str) -> Assigned {
+pub(super) fn ours(ifindex: IfIndex, address: &str) -> Assigned {
     Assigned { ifindex, address: ip(address), ours: true }
 }
 
-fn link(ifindex: IfIndex, name: &str) -> Link {
+pub(super) fn link(ifindex: IfIndex, name: &str) -> Link {
     Link { ifindex, name: name.into(), up: true, carrier: true, mac: [2, 0, 0, 0, 0, ifindex.0 as u8] }
 }
 
-fn down(ifindex: IfIndex, name: &str) -> Link {
+pub(super) fn down(ifindex: IfIndex, name: &str) -> Link {
     Link { carrier: false, ..link(ifindex, name) }
 }
 
-fn start(config: Config) -> Start {
+pub(super) fn start(config: Config) -> Start {
     let indexes = [A, B, C];
     let links = config.ports.iter().zip(indexes).map(|(p, i)| link(i, &p.interface)).collect();
     Start {
@@ -69,10 +69,10 @@ fn start(config: Config) -> Start {
     }
 }
 
-const OWNER: Owner = Owner { incarnation: 7, epoch: 1 };
+pub(super) const OWNER: Owner = Owner { incarnation: 7, epoch: 1 };
 
 /// A machine whose ports are attached and whose servers are served, at one second.
-fn serving(config: Config) -> Machine {
+pub(super) fn serving(config: Config) -> Machine {
     let names: Vec<String> = config.servers.iter().map(|s| s.name.clone()).collect();
     let ports = config.ports.len();
     let mut m = Machine::new();
@@ -92,23 +92,23 @@ fn serving(config: Config) -> Machine {
 }
 
 /// Effects without the events.
-fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
+pub(super) fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
     effects.into_iter().filter(|e| !matches!(e, Effect::Event(_))).collect()
 }
 
-fn events(effects: &[Effect]) -> Vec<&EventKind> {
+pub(super) fn events(effects: &[Effect]) -> Vec<&EventKind> {
     effects.iter().filter_map(|e| if let Effect::Event(e) = e { Some(&e.kind) } else { None }).collect()
 }
 
-fn permit(address: &str, server: &str, port: IfIndex) -> Effect {
+pub(super) fn permit(address: &str, server: &str, port: IfIndex) -> Effect {
     Effect::Permit { address: ip(address), server: server.into(), port: Some(port) }
 }
 
-fn steer(ports: &[IfIndex]) -> Effect {
+pub(super) fn steer(ports: &[IfIndex]) -> Effect {
     Effect::Steer { segment: "office".into(), ports: ports.to_vec(), via: None }
 }
 
-const S: Time = Time(1_000_000_000);
+pub(super) const S: Time = Time(1_000_000_000);
 
 #[test]
 fn start_attaches_steers_and_takes_by_priority() {

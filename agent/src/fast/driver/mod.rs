@@ -1,10 +1,11 @@
 //! The driver: stamps inputs, asks core, carries out its effects in order (`effects`), and measures the stages of a failover
-//! (`stages`).
+//! (`stages`); `reload` takes up another configuration.
 //!
 //! It runs on the fast thread and never waits for anything but its own sources: no disk, no store, no child process,
 //! no log that may block. What the slow thread is to do goes there by a bounded channel.
 
 mod effects;
+mod reload;
 mod stages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,7 @@ use crate::fast::{FastError, ResourceRequest, ToSlow};
 use crate::fence;
 use crate::io::kernel::{Kernel, Report};
 use crate::telemetry::Publisher;
+pub use reload::Reload;
 use stages::{Takes, finished};
 
 /// The snapshot is published at most this often.
@@ -66,6 +68,8 @@ pub struct Links {
     pub fences: mpsc::Sender<fence::Request>,
     /// What may run here, for whoever resets this node.
     pub guard: Arc<fence::Guard>,
+    /// Other configurations, one at a time.
+    pub reloads: mpsc::Receiver<Reload>,
     /// The store of a cluster.
     pub store: Option<StoreLink>,
     /// Closed: stop.
@@ -222,6 +226,9 @@ impl Driver {
         if let Err(e) = driver.kernel.detach_all_but(&ports) {
             tracing::warn!("former ports: {e}");
         }
+        if let Err(e) = driver.kernel.finish_takeover() {
+            tracing::warn!("what an agent of another version left: {e}");
+        }
         driver.publish(now());
         Ok(driver)
     }
@@ -298,6 +305,7 @@ impl Driver {
                 }
                 Some(input) = self.links.inputs.recv() => self.take(input, now()),
                 Some(input) = from_store(&mut self.links.store) => self.take(Input::Store(input), now()),
+                Some(reload) = self.links.reloads.recv() => self.reload(reload)?,
                 _ = &mut self.links.stop => return Ok(()),
                 () = tokio::time::sleep(wait) => {
                     let now = now();

@@ -167,8 +167,8 @@ impl Kernel {
     ///
     /// XDP runs in the driver where that is possible, else in the generic path, else TC does all: the result says which.
     ///
-    /// Permit and mark before: from here on the port's traffic is judged by this agent's maps, which are empty when the
-    /// earlier agent's had another layout.
+    /// From here on the port's traffic is judged by this agent's maps. Where an earlier agent's had another layout, they hold what
+    /// those held; call [`Kernel::finish_takeover`] when all ports are done.
     ///
     /// # Errors
     ///
@@ -185,6 +185,9 @@ impl Kernel {
             return Err(KernelError::NoInterface { interface: interface.to_owned(), ifindex });
         }
         self.own(ifindex, mac)?;
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.refresh()?;
+        }
         self.attach_tc(Hook::Tx, port)?;
         let attachment = self.attach_rx(port)?;
         // What an earlier agent had to make do with would count everything a second time.
@@ -201,12 +204,27 @@ impl Kernel {
         } else {
             remove_link(&self.dir, Hook::Route, ifindex, Some(interface))?;
         }
-        if !self.tidy {
-            // The port runs this layout's programs now; if others still run another's, they keep their maps without the pins.
-            remove_other_layouts(&self.dir)?;
-            self.tidy = true;
-        }
+        self.attached.insert(ifindex);
         Ok(attachment)
+    }
+
+    /// Ends a takeover from an agent of another layout, when the programs are on all ports that they can be put on: what the old
+    /// ones counted is final, and their maps are removed. An old program on a port that refused the new one goes too: it would
+    /// go by what nobody tells it any more.
+    ///
+    /// # Errors
+    ///
+    /// A map refuses; a pin cannot be removed.
+    pub fn finish_takeover(&mut self) -> Result<(), KernelError> {
+        if let Some(predecessor) = self.predecessor.take() {
+            for ifindex in pinned_interfaces(&self.dir)? {
+                if !self.attached.contains(&ifindex) {
+                    self.detach(IfIndex(ifindex))?;
+                }
+            }
+            predecessor.finish()?;
+        }
+        remove_other_layouts(&self.dir)
     }
 
     /// Takes the programs off a port that is no longer configured. It is no error if there are none.

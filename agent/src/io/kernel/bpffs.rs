@@ -85,7 +85,7 @@ pub(super) fn remove_other_layouts(dir: &Path) -> Result<(), KernelError> {
 }
 
 /// The folders of maps. The root of a BPF file system also has entries of the kernel's own.
-fn layouts(dir: &Path) -> Result<Vec<PathBuf>, KernelError> {
+pub(super) fn layouts(dir: &Path) -> Result<Vec<PathBuf>, KernelError> {
     let mut paths = entries(dir)?;
     paths.retain(|path| {
         let version = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));

@@ -11,6 +11,7 @@ use aya::Pod;
 use aya::maps::{MapData, PerCpuArray};
 use baton_common::{Counters, Diagnostics, Vip};
 
+use super::migrate::CARRIED;
 use super::{KernelError, open_pinned, registry};
 
 /// `BPF_MAP_LOOKUP_BATCH` of bpf(2).
@@ -21,6 +22,8 @@ pub struct CounterReader {
     vips: Batch<Vip>,
     counters: Batch<Counters>,
     diagnostics: PerCpuArray<MapData, Diagnostics>,
+    /// What programs of earlier layouts counted, where there were any.
+    carried: Option<Batch<Counters>>,
     /// How many slots there are to read.
     used: Arc<AtomicU32>,
 }
@@ -32,6 +35,10 @@ impl CounterReader {
             vips: Batch::open("VIPS", maps_dir, 1)?,
             counters: Batch::open("COUNTERS", maps_dir, cpus)?,
             diagnostics: open_pinned(&maps_dir.join("DIAGNOSTICS"))?,
+            carried: match maps_dir.join(CARRIED).exists() {
+                true => Some(Batch::open(CARRIED, maps_dir, 1)?),
+                false => None,
+            },
             used,
         })
     }
@@ -45,10 +52,14 @@ impl CounterReader {
     pub fn read(&mut self) -> Result<Vec<(IpAddr, u32, Counters)>, KernelError> {
         let used = self.used.load(Ordering::Relaxed);
         let mut read = Vec::with_capacity(used as usize);
+        let mut carried = vec![Counters::default(); used as usize];
+        if let Some(before) = &mut self.carried {
+            before.read(used)?.for_each(|(slot, values)| carried[slot as usize] = values[0]);
+        }
         let vips = self.vips.read(used)?;
         for ((slot, vip), (_, values)) in vips.zip(self.counters.read(used)?) {
             if let Some(address) = registry::address(&vip[0]) {
-                read.push((address, slot, values.iter().fold(Counters::default(), add)));
+                read.push((address, slot, values.iter().fold(carried[slot as usize], add)));
             }
         }
         Ok(read)
@@ -75,7 +86,7 @@ impl CounterReader {
     }
 }
 
-fn add(sum: Counters, cpu: &Counters) -> Counters {
+pub(super) fn add(sum: Counters, cpu: &Counters) -> Counters {
     Counters {
         rx_packets: sum.rx_packets + cpu.rx_packets,
         rx_bytes: sum.rx_bytes + cpu.rx_bytes,

@@ -1,8 +1,8 @@
 //! The kernel programs: loads and pins them, puts them on ports, and writes the maps they judge by.
 //!
 //! Maps are pinned under `<bpffs>/v<layout version>/` and links under `<bpffs>/links/`, so that counting and enforcing
-//! go on while no agent runs. [`Kernel::open`] takes over whatever maps it finds there, and [`Kernel::attach`] swaps
-//! the new programs into the links it finds, atomically.
+//! go on while no agent runs. [`Kernel::open`] takes over whatever maps it finds there, also from those of another layout, and
+//! [`Kernel::attach`] swaps the new programs into the links it finds, atomically; [`Kernel::finish_takeover`] ends that.
 //!
 //! This module must not decide anything: it does what it is told, at once, and never blocks on more than a system call.
 
@@ -11,6 +11,7 @@ mod bpffs;
 mod connections;
 mod counters;
 mod error;
+mod migrate;
 mod paths;
 mod peers;
 mod registry;
@@ -36,6 +37,7 @@ pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
 pub use peers::{PeerTable, node_number, promise_early, sample as peer_sample};
 pub use reports::{Report, Reports};
 
+use migrate::Predecessor;
 pub use registry::hash as name_hash;
 use registry::{Addresses, Servers};
 
@@ -97,8 +99,12 @@ pub struct Kernel {
     tracked: BTreeSet<u32>,
     /// Ports get the program that routes.
     routing: bool,
-    /// Other layouts' pins have been removed, or there are none.
-    tidy: bool,
+    /// Its programs are being replaced, and its maps have another layout.
+    predecessor: Option<Predecessor>,
+    /// Ports that the programs were put on.
+    attached: BTreeSet<u32>,
+    /// What programs of earlier layouts counted, where there were any.
+    carried: Option<Array<MapData, Counters>>,
 }
 
 impl Kernel {
@@ -136,6 +142,7 @@ impl Kernel {
 
     fn load(bpffs_dir: &Path, hooks: Hooks) -> Result<Self, KernelError> {
         let maps_dir = bpffs::prepare(bpffs_dir)?;
+        let mut predecessor = Predecessor::find(bpffs_dir)?;
 
         let pins = PINNED_MAPS.map(|name| (name, maps_dir.join(name)));
         let mut loader = EbpfLoader::new();
@@ -149,11 +156,19 @@ impl Kernel {
             attach::load(program).map_err(|source| KernelError::program(name, source))?;
         }
 
-        let addresses = Addresses::read(
+        if let Some(predecessor) = &predecessor {
+            predecessor.carry()?;
+        }
+        let mut addresses = Addresses::read(
             take(&mut ebpf, "VIPS", &maps_dir)?,
             take(&mut ebpf, "BUCKETS4", &maps_dir)?,
             take(&mut ebpf, "BUCKETS6", &maps_dir)?,
         )?;
+        if let Some(predecessor) = &mut predecessor {
+            predecessor.carry_addresses(&mut addresses)?;
+        }
+        let carried = maps_dir.join(migrate::CARRIED);
+        let carried = if carried.exists() { Some(open_pinned(&carried)?) } else { None };
         let server_marks = take(&mut ebpf, "SERVERS", &maps_dir)?;
         let servers = Servers::read(&server_marks)?;
         let mut kernel = Self {
@@ -168,7 +183,9 @@ impl Kernel {
             servers,
             tracked: BTreeSet::new(),
             routing: false,
-            tidy: false,
+            predecessor,
+            attached: BTreeSet::new(),
+            carried,
             ebpf,
         };
         kernel.remove_links_of_gone_interfaces()?;
@@ -462,6 +479,10 @@ impl Kernel {
         let cpus = aya::util::nr_cpus().map_err(|(path, source)| KernelError::Cpus { path, source })?;
         let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
             .map_err(|source| KernelError::Cpus { path: "possible CPUs", source })?;
+        if let Some(carried) = &mut self.carried {
+            let set = carried.set(slot, Counters::default(), 0);
+            set.map_err(|source| KernelError::map(migrate::CARRIED, source))?;
+        }
         self.counters.set(slot, zeros, 0).map_err(|source| KernelError::map("COUNTERS", source))
     }
 }

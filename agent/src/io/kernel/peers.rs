@@ -98,13 +98,7 @@ impl PeerTable {
 ///
 /// The map is there and can't be written.
 pub fn promise_early(bpffs_dir: &Path, until: Time) -> Result<(), KernelError> {
-    let path = super::bpffs::maps_dir(bpffs_dir).join("AGENT");
-    if !path.exists() {
-        return Ok(());
-    }
-    let mut promise: Array<MapData, AgentPromise> = super::open_pinned(&path)?;
-    let set = promise.set(0, AgentPromise { until_ns: until.0 }, 0);
-    set.map_err(|source| KernelError::map("AGENT", source))
+    super::migrate::promise(bpffs_dir, until)
 }
 
 /// A member as core is told of it.

@@ -69,6 +69,11 @@ impl Addresses {
         self.free.first().copied()
     }
 
+    /// Nothing is at this slot.
+    pub(super) fn is_free(&self, slot: u32) -> bool {
+        self.free.contains(&slot)
+    }
+
     /// Enters an address into a free slot, at the head of its chain. The entry is complete before the link leads to it.
     pub(super) fn insert(
         &mut self,

@@ -110,6 +110,13 @@ struct Known {
     targets: BTreeMap<IpAddr, bool>,
 }
 
+impl Watch {
+    /// Forgets all segments but these.
+    pub(super) fn retain_segments(&mut self, keep: impl Fn(&str) -> bool) {
+        self.segments.retain(|name, _| keep(name));
+    }
+}
+
 impl Machine {
     /// Would this reading change a verdict: the state of a port or its reason, what the paths of a segment say, or
     /// whether a target answers? The driver reads the path table often and hands over only readings that would.

@@ -1,0 +1,250 @@
+//! The configuration is read anew: by `baton reload`, or by SIGHUP.
+//!
+//! Everything is checked before anything is touched; what is refused leaves everything as it was. What core and the fast thread can
+//! take up while they run goes to them ([`How::InPlace`]); everything else is taken up as a restarted agent would, within this
+//! process ([`How::Anew`]): what is served stays served, and what runs is adopted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use baton_core::{Config, Event, EventKind};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::{cluster, notify, probe_key};
+use crate::cli;
+use crate::config::{self, AgentConfig, Loaded, StoreKind};
+use crate::control::{How, ReloadAnswer, ReloadCall};
+use crate::fast;
+use crate::store::etcd::Etcd;
+use crate::telemetry::{self, Actions, Metrics, Published};
+
+/// How long a store that is new to this node may take to answer.
+const STORE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The configuration in force, across the runs of this process.
+pub(super) struct Configuration {
+    /// Where it is read from; absolute.
+    file: PathBuf,
+    loaded: Loaded,
+    /// What was in force before, until a run with the new one has started.
+    before: Option<Box<Loaded>>,
+    /// What the next run is to tell.
+    news: Option<EventKind>,
+}
+
+impl Configuration {
+    pub(super) fn new(file: PathBuf, loaded: Loaded) -> Configuration {
+        Configuration { file, loaded, before: None, news: None }
+    }
+
+    /// What is in force.
+    pub(super) fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// A run has started with it.
+    pub(super) fn has_started(&mut self) {
+        self.before = None;
+    }
+
+    /// What this run is to tell, once.
+    pub(super) fn news(&mut self) -> Option<Event> {
+        self.news.take().map(event)
+    }
+
+    /// A run could not start; goes back to what was in force before, if there is something.
+    pub(super) fn falls_back(&mut self, error: &super::RunError) -> bool {
+        let Some(before) = self.before.take() else { return false };
+        self.loaded = *before;
+        tracing::error!("the new configuration can't be used, going back to the one before: {error}");
+        self.news = Some(EventKind::ReloadRefused { error: error.to_string() });
+        true
+    }
+}
+
+fn event(kind: EventKind) -> Event {
+    Event { at: fast::now(), failover: None, kind }
+}
+
+/// What a reload of a running agent works with.
+pub(super) struct Reloading {
+    /// To the fast thread.
+    pub fast: mpsc::Sender<fast::Reload>,
+    /// To the journal.
+    pub events: mpsc::Sender<Event>,
+    /// To the sampler.
+    pub sampled: watch::Sender<Config>,
+    pub metrics: Arc<Metrics>,
+    pub published: Published,
+    /// Serves HTTP, if somebody does.
+    pub http: Option<JoinHandle<()>>,
+}
+
+impl Reloading {
+    /// Serves HTTP as configured from now on.
+    pub(super) async fn serve_http(&mut self, loaded: &Loaded) {
+        if let Some(http) = self.http.take() {
+            http.abort();
+            let _ = http.await; // what it listened on is free
+        }
+        let agent = &loaded.agent;
+        let token = agent.telemetry.token_file.clone().filter(|_| agent.cluster.is_some());
+        let actions = token.map(|file| {
+            let loaded = loaded.clone();
+            Actions::new(file, Arc::new(move |action| cli::act(&loaded, action)))
+        });
+        self.http = agent.telemetry.listen.map(|listen| {
+            let (metrics, published) = (self.metrics.clone(), self.published.clone());
+            tokio::spawn(telemetry::run(listen, metrics, published, agent.paths.state.clone(), actions))
+        });
+    }
+
+    /// Reads the file anew, and does what it says unless that is only to be shown. `true`: this run is to end, and the next one
+    /// takes it up. `asked` by an administrator who is told; `None`: by a signal.
+    pub(super) async fn reload(
+        &mut self,
+        configuration: &mut Configuration,
+        asked: Option<ReloadCall>,
+    ) -> bool {
+        let (dry_run, answer) = asked.map_or((false, None), |a| (a.dry_run, Some(a.answer)));
+        let tell = |told: ReloadAnswer| {
+            if let Some(answer) = answer {
+                let _ = answer.send(told); // who asked may have gone
+            }
+        };
+        let checked = check(configuration).await;
+        if dry_run {
+            tell(
+                checked
+                    .map_or_else(ReloadAnswer::refused, |(_, how, changes)| ReloadAnswer::new(how, changes)),
+            );
+            return false;
+        }
+        let begin =
+            [Some(sd_notify::NotifyState::Reloading), sd_notify::NotifyState::monotonic_usec_now().ok()];
+        notify(&begin.into_iter().flatten().collect::<Vec<_>>());
+        let done = match checked {
+            Err(error) => {
+                tracing::error!("the configuration is refused, everything is as it was: {error}");
+                self.tell(EventKind::ReloadRefused { error: error.clone() });
+                tell(ReloadAnswer::refused(error));
+                false
+            }
+            Ok((new, how, changes)) => {
+                changes.iter().for_each(|line| tracing::info!("reload: {line}"));
+                let anew = self.take_up(configuration, new, how, &changes).await;
+                tell(ReloadAnswer::new(how, changes));
+                anew
+            }
+        };
+        if !done {
+            notify(&[sd_notify::NotifyState::Ready]);
+        }
+        done
+    }
+
+    async fn take_up(
+        &mut self,
+        configuration: &mut Configuration,
+        new: Loaded,
+        how: How,
+        changes: &[String],
+    ) -> bool {
+        let reloaded = EventKind::Reloaded { changes: changes.to_vec() };
+        match how {
+            How::Nothing => self.tell(reloaded),
+            How::InPlace => {
+                let (done, is_done) = oneshot::channel();
+                let core = (new.core != configuration.loaded.core).then(|| new.core.clone());
+                // Core tells of what it has taken up itself.
+                if core.is_none() {
+                    self.tell(reloaded);
+                }
+                let grace = new.agent.agent_grace;
+                let request = fast::Reload { config: core, grace, changes: changes.to_vec(), done };
+                // A fast thread that is gone ends this run anyway.
+                if self.fast.send(request).await.is_ok() {
+                    let _ = is_done.await;
+                }
+                self.sampled.send_replace(new.core.clone());
+                if new.agent.telemetry != configuration.loaded.agent.telemetry {
+                    self.serve_http(&new).await;
+                }
+                configuration.loaded = new;
+            }
+            How::Anew => {
+                let before = std::mem::replace(&mut configuration.loaded, new);
+                configuration.before = Some(Box::new(before));
+                configuration.news = Some(reloaded);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn tell(&self, kind: EventKind) {
+        if self.events.try_send(event(kind)).is_err() {
+            tracing::warn!("an event of the reload is not in the journal: it can't keep up");
+        }
+    }
+}
+
+/// Reads the file and checks all that can be checked without touching anything.
+async fn check(configuration: &Configuration) -> Result<(Loaded, How, Vec<String>), String> {
+    let Configuration { file, loaded, .. } = configuration;
+    let mut new = config::reload(file, loaded).map_err(|e| e.to_string())?;
+    // Tables go by place: segments that stay keep theirs.
+    let place = |name: &str| loaded.core.segments.iter().position(|s| s.name == name).unwrap_or(usize::MAX);
+    new.core.segments.sort_by_key(|s| place(&s.name));
+    let how = how(loaded, &new);
+    let port = loaded.agent.telemetry.listen.map(|l| l.port());
+    // The port that is in use is this agent's own.
+    let listen = new.agent.telemetry.listen.filter(|l| Some(l.port()) != port);
+    if let Some(listen) = listen {
+        std::net::TcpListener::bind(listen).map_err(|e| {
+            format!(
+                "{}: telemetry.listen = {listen} can't be used: {e}; choose another address or port",
+                file.display()
+            )
+        })?;
+    }
+    if let (Some(cluster), StoreKind::Etcd(etcd), How::Anew) =
+        (&new.agent.cluster, &new.agent.store.kind, how)
+    {
+        let told = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+        probe_key::load_shared(&cluster.key_file).map_err(|e| told(&e))?;
+        cluster::fits(&new.core, &new.agent.paths.state).map_err(|e| told(&e))?;
+        if new.agent.store != loaded.agent.store {
+            let members = async { Etcd::new(etcd)?.members().await };
+            let members = tokio::time::timeout(STORE_PATIENCE, members).await;
+            match members {
+                Ok(Ok(Some(_))) => {}
+                Ok(Ok(None)) => {
+                    return Err(told(&"etcd, as configured now, knows no such cluster; correct [store]"));
+                }
+                Ok(Err(e)) => return Err(told(&e)),
+                Err(_) => return Err(told(&"etcd, as configured now, does not answer; correct [store]")),
+            }
+        }
+    }
+    let changes = config::difference(loaded, &new);
+    Ok((new, how, changes))
+}
+
+/// What it takes to take it up.
+fn how(old: &Loaded, new: &Loaded) -> How {
+    if (&old.core, &old.agent) == (&new.core, &new.agent) {
+        return How::Nothing;
+    }
+    let AgentConfig { telemetry, agent_grace, lease, .. } = old.agent.clone();
+    let rest_is_same = AgentConfig { telemetry, agent_grace, lease, ..new.agent.clone() } == old.agent;
+    // A member's ports are told to the store, and known to others.
+    let alone = new.agent.store.kind == StoreKind::File;
+    if rest_is_same && (alone || old.core == new.core) { How::InPlace } else { How::Anew }
+}
+
+#[cfg(test)]
+#[path = "reload_tests.rs"]
+mod tests;
