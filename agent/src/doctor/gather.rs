@@ -378,9 +378,9 @@ fn state(path: &Path) -> StateFolder {
     let writable = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK).is_ok();
     let (free, files, in_memory) = match nix::sys::statvfs::statvfs(there) {
         Ok(s) => {
-            let files = (s.files() > 0).then(|| s.files_available() as u64);
+            let files = (s.files() > 0).then(|| s.files_available());
             let in_memory = statfs(there).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC);
-            (Some(s.blocks_available() as u64 * s.fragment_size() as u64), files, in_memory)
+            (Some(s.blocks_available() * s.fragment_size()), files, in_memory)
         }
         Err(_) => (None, None, false),
     };

@@ -21,7 +21,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Shortest token, in bytes.
 const LEAST: usize = 16;
@@ -164,14 +164,19 @@ async fn act(
         return (StatusCode::CONFLICT, "another one is under way; wait for its end").into_response();
     };
     tracing::info!(%peer, ?action, "asked for on the page");
-    let done = tokio::task::spawn_blocking(move || {
+    // Not one of the runtime's own threads: an agent that ends, or starts anew, would wait for it, and be given up meanwhile.
+    let (told, done) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("action".into()).spawn(move || {
         let _permit = permit; // also when nobody waits any more
-        (actions.act)(&action)
+        let _ = told.send((actions.act)(&action));
     });
+    if let Err(e) = thread {
+        return (StatusCode::SERVICE_UNAVAILABLE, e.to_string()).into_response();
+    }
     match done.await {
         Ok(Ok(said)) => said.into_response(),
         Ok(Err(why)) => (StatusCode::CONFLICT, why).into_response(),
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(), // it has panicked; its message is in the log
     }
 }
 

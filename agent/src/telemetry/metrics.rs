@@ -22,6 +22,40 @@ const BUCKETS: [f64; 25] = [
     5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
 
+/// Why there may be a failover of which kind. These are there from the start, at zero: what begins at one never shows as an increase.
+const REASONS: [(FailoverKind, &[Reason]); 3] = [
+    (
+        FailoverKind::Port,
+        &[
+            Reason::CarrierLost,
+            Reason::AdminDown,
+            Reason::InterfaceGone,
+            Reason::AttachFailed,
+            Reason::Silent,
+            Reason::ReceiveSilent,
+            Reason::TransmitSilent,
+            Reason::Loss,
+            Reason::Errors,
+            Reason::PortReturned,
+            Reason::PortFailback,
+        ],
+    ),
+    (FailoverKind::Takeover, &[Reason::NodeDead]),
+    (
+        FailoverKind::Move,
+        &[
+            Reason::NoGoodPort,
+            Reason::Drain,
+            Reason::Administrator,
+            Reason::Failback,
+            Reason::Balance,
+            Reason::Constraint,
+            Reason::ServiceFailed,
+            Reason::StorageLost,
+        ],
+    ),
+];
+
 /// All metrics of the agent. Shared by reference; every method may be called from the slow thread at any time.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -73,6 +107,15 @@ impl Metrics {
             failover_seconds.clone(),
         );
         registry.register("baton_failovers", "Failovers and moves", failovers.clone());
+        for (kind, reasons) in REASONS {
+            for reason in reasons {
+                let labels = FailoverLabels { kind: word(kind), reason: Reason::word(*reason) };
+                drop(failovers.get_or_create(&labels));
+            }
+            // Of the stages, the one that the alert rules ask for.
+            let labels = StageLabels { kind: word(kind), stage: Stage::word(Stage::Announced) };
+            drop(failover_seconds.get_or_create(&labels));
+        }
         let connections_reset = Family::<ServerLabels, Counter>::default();
         registry.register(
             "baton_connections_reset",

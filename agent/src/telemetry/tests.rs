@@ -147,6 +147,9 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_failover_seconds_bucket{le="0.00015",kind="port",stage="announced"} 1"#,
         r#"baton_failover_seconds_count{kind="port",stage="announced"} 1"#,
         r#"baton_failovers_total{kind="port",reason="carrier_lost"} 1"#,
+        r#"baton_failovers_total{kind="port",reason="silent"} 0"#,
+        r#"baton_failovers_total{kind="takeover",reason="node_dead"} 0"#,
+        r#"baton_failover_seconds_count{kind="takeover",stage="announced"} 0"#,
         r#"baton_path_heard{segment="office",from="eth0",to="eth1"} 0.0"#,
         r#"baton_path_loss_ratio{segment="office",from="eth0",to="eth1"} 0.125"#,
         r#"baton_path_rtt_seconds_sum{segment="office",from="eth0",to="eth1"} 2.5"#,
@@ -364,6 +367,59 @@ async fn who_has_the_token_may_act_and_nobody_else() {
     let (head, said) = post(address, good, drain).await;
     assert!(head.starts_with("http/1.1 500") && !said.contains("0123456789abcdef"), "{head} {said}");
     server.abort();
+}
+
+/// A drain may take half a minute. An agent that is to end does not wait for it: its node would be given up.
+#[test]
+fn an_action_holds_up_no_agent_that_ends() {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::mpsc;
+    let (_publisher, published) = published();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let state = tempfile::tempdir().expect("a folder");
+    let file = state.path().join("token");
+    std::fs::write(&file, "0123456789abcdef").expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+    let (begun, begins) = mpsc::channel();
+    let (go, goes) = mpsc::channel();
+    let (ended, ends) = mpsc::channel();
+    let (goes, both) = (std::sync::Mutex::new(goes), std::sync::Mutex::new((begun, ended)));
+    let act = move |_: &Action| {
+        let told = both.lock().expect("whole");
+        told.0.send(()).expect("waited for");
+        let gone = goes.lock().expect("whole").recv_timeout(Duration::from_secs(30));
+        told.1.send(gone.is_ok()).expect("waited for");
+        Ok(String::new())
+    };
+    let actions = Actions::new(file, Arc::new(act));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    listener.set_nonblocking(true).expect("set");
+    let address = listener.local_addr().expect("an address");
+    let folder = state.path().to_owned();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let agent = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("taken");
+            tokio::select! {
+                _ = serve(listener, metrics, published, folder, Some(actions)) => {}
+                _ = stopped => {}
+            }
+        });
+    });
+    let mut stream = std::net::TcpStream::connect(address).expect("connected");
+    let action = r#"{"drain":{"node":"fs1"}}"#;
+    let head = "POST /action HTTP/1.0\r\nAuthorization: Bearer 0123456789abcdef\r\n";
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{action}", action.len()).expect("asked");
+    begins.recv_timeout(Duration::from_secs(60)).expect("begun");
+    drop(stop);
+    agent.join().expect("ended");
+    go.send(()).expect("it still waits");
+    assert!(
+        ends.recv_timeout(Duration::from_secs(60)).expect("ended"),
+        "the end of the runtime waited for it"
+    );
 }
 
 #[tokio::test]

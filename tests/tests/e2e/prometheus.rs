@@ -162,7 +162,13 @@ fn prometheus_sees_a_port_fail_and_the_dashboard_has_data() -> Result<()> {
     })?;
     // On a machine so busy that it is never asked in that second it has fired all the same.
     ensure!(seen == ["pending", "firing"] || seen == ["firing"], "{seen:?}");
-    ensure!(prometheus.query("sum(baton_failovers_total{kind=\"port\"})")?[0]["value"][1] != "0");
+    // Also the first failover is an increase, and its time is known.
+    for query in [
+        "sum(increase(baton_failovers_total{kind=\"port\"}[1m])) > 0",
+        "histogram_quantile(0.5, sum by (le) (increase(baton_failover_seconds_bucket{stage=\"announced\"}[1m]))) > 0",
+    ] {
+        prometheus.wait(query, || Ok(!prometheus.query(query)?.is_empty()))?;
+    }
     let queries = dashboard()?;
     ensure!(queries.len() > 15, "{}", queries.len());
     let mut answered = 0;
