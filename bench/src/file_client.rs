@@ -202,7 +202,7 @@ trait System {
     /// Mends it.
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()>;
 
-    /// What it measured itself of the fault at `at`, which happened to this node.
+    /// What it measured itself of a fault of the disk at `at`, which happened to this node.
     fn stages(&self, at: Duration, node: &str) -> Result<Vec<(&'static str, Duration)>> {
         let (_, _) = (at, node);
         Ok(Vec::new())
@@ -397,7 +397,8 @@ impl Case {
         let connections = connections(&client);
         let complaint = if went_on.is_err() { system.complaint() } else { String::new() };
         let log = transfer.stop();
-        let (story, stages) = (system.story(at), system.stages(at, &node));
+        let story = system.story(at);
+        let stages = if cause.is_of_storage() { system.stages(at, &node) } else { Ok(Vec::new()) };
         system.mend(cause, &node)?;
         went_on.with_context(|| format!("after it{complaint}"))?;
         ensure!(log.failed.is_none() && log.wrong.is_empty(), "{:?} {:?}", log.failed, log.wrong);

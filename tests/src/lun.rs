@@ -2,7 +2,8 @@
 //!
 //! Below each host's loop device lies a file of a small FUSE file system, which this process serves. What a host writes is
 //! in its path's cache, as in that of a disk, until it is synced; then it is on the disk, where the others see it. A host that
-//! loses its power loses what is in the cache, and reaches the disk no more.
+//! loses its power loses what is in the cache, and reaches the disk no more. A path that only fails or hangs loses nothing: what it has
+//! taken is the disk's.
 //!
 //! A path that hangs holds whoever uses it in the kernel, beyond the reach of signals. So no thread of this process ever
 //! reads or writes through a path, and a path that is dropped is aborted (`/sys/fs/fuse/connections`): then everything on it fails.
@@ -315,6 +316,10 @@ impl Cache {
     fn set(&self, way: Way) {
         let mut state = self.lock();
         if !state.lost {
+            if matches!(way, Way::Fails | Way::Hangs) {
+                // What it has taken must not come back one day, over what was written by another path meanwhile. Memory takes it.
+                let _ = self.sync(&mut state);
+            }
             state.way = way;
         }
         drop(state);
@@ -543,6 +548,19 @@ mod tests {
         assert_eq!(one.lose(), BLOCK);
         assert_eq!(read(&two, 4100, 10), [7; 10]);
         assert!(one.lock().lost);
+    }
+
+    #[test]
+    fn a_path_that_is_well_again_takes_back_nothing_of_what_others_wrote() {
+        let one = cache(8192);
+        let two = other(&one);
+        one.write(&mut one.lock(), 0, &[1; 10]).expect("written");
+        one.set(Way::Fails);
+        two.write(&mut two.lock(), 0, &[2; 10]).expect("written");
+        two.sync(&mut two.lock()).expect("synced");
+        one.set(Way::Well);
+        one.sync(&mut one.lock()).expect("synced");
+        assert_eq!(two.read(&two.lock(), 0, 10).expect("read"), [2; 10]);
     }
 
     #[test]

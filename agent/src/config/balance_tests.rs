@@ -2,39 +2,11 @@ use std::time::Duration;
 
 use baton_core::config::{Balance, BalanceMode};
 
-use super::super::{Definitions, Loaded, parse};
+use super::super::texts::{
+    self, CLUSTER_WITH_TWO as CLUSTER, NODE_WITH_TWO as NODE, cluster_errors, errors, good,
+    good_cluster as cluster,
+};
 use super::{KEYS, values};
-
-/// A good file of a node that is alone; tests put lines into its sections.
-const NODE: &str = r#"[node]
-name = "fs1"
-[[port]]
-interface = "eth0"
-segment = "office"
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-[[virtual_server]]
-name = "homes"
-addresses = ["10.0.0.11/24"]
-"#;
-
-/// A good file of a cluster.
-const CLUSTER: &str = r#"[cluster]
-members = ["fs1", "fs2", "fs3"]
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-[[virtual_server]]
-name = "homes"
-addresses = ["10.0.0.11/24"]
-"#;
 
 /// `text` with lines after its first one that is `line`.
 fn after(text: &str, line: &str, lines: &str) -> String {
@@ -48,33 +20,9 @@ fn balanced(lines: &str) -> String {
     format!("{NODE}[balance]\n{lines}\n")
 }
 
-fn good(text: &str) -> Loaded {
-    parse(text, "f").unwrap_or_else(|e| panic!("refused:\n{e}\n---\n{text}"))
-}
-
-fn cluster(text: &str) -> (Definitions, Vec<String>) {
-    let (definitions, warnings) =
-        Definitions::parse(text, "f").unwrap_or_else(|e| panic!("refused:\n{e}\n---\n{text}"));
-    (definitions, lines(&warnings.to_string()))
-}
-
-fn lines(text: &str) -> Vec<String> {
-    text.lines().map(|l| l.strip_prefix("f:").expect("starts with the file").to_owned()).collect()
-}
-
-fn errors(text: &str) -> Vec<String> {
-    lines(&parse(text, "f").expect_err("accepted").to_string())
-}
-
-fn cluster_errors(text: &str) -> Vec<String> {
-    lines(&Definitions::parse(text, "f").expect_err("accepted").to_string())
-}
-
-/// Warnings, but for that of the only port, which these small files have.
+/// Warnings, but for that of the only port.
 fn warnings(text: &str) -> Vec<String> {
-    let mut all = lines(&good(text).warnings.to_string());
-    all.retain(|w| !w.contains("has one port: "));
-    all
+    texts::warnings(&good(text).warnings)
 }
 
 #[test]

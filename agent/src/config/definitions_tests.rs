@@ -1,5 +1,6 @@
 use baton_core::config::{BalanceMode, Failback, PortConfig};
 
+use super::super::texts::{cluster_errors as errors, good_cluster};
 use super::*;
 
 const GOOD: &str = r#"[cluster]
@@ -21,12 +22,7 @@ failback = "immediate"
 "#;
 
 fn good(text: &str) -> Definitions {
-    Definitions::parse(text, "cluster.toml").expect("good").0
-}
-
-fn errors(text: &str) -> Vec<String> {
-    let problems = Definitions::parse(text, "cluster.toml").expect_err("bad").to_string();
-    problems.lines().map(|line| line.trim_start_matches("cluster.toml:").to_owned()).collect()
+    good_cluster(text).0
 }
 
 #[test]

@@ -1,19 +1,6 @@
-use super::super::{Definitions, parse};
+use super::super::Definitions;
+use super::super::texts::{self, BARE_CLUSTER as CLUSTER, SERVER, below};
 use super::*;
-
-/// From line 7 on: what a test adds.
-const CLUSTER: &str = r#"[cluster]
-members = ["fs1", "fs2", "fs3"]
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-
-"#;
-
-const SERVER: &str = r#"[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-"#;
 
 const FILESYSTEM: &str = r#"[[virtual_server.filesystem]]
 device = "/dev/a"
@@ -23,22 +10,13 @@ storage_unit = "array-1"
 "#;
 
 fn cluster(lines: &str) -> (Definitions, String) {
-    let text = format!("{CLUSTER}{lines}");
-    let parsed = Definitions::parse(&text, "f");
-    let (definitions, warnings) = parsed.unwrap_or_else(|e| panic!("refused:\n{e}\n---\n{text}"));
-    (definitions, warnings.to_string())
+    let (definitions, warnings) = texts::good_cluster(&format!("{CLUSTER}{lines}"));
+    (definitions, warnings.join("\n"))
 }
 
 /// Errors, with the lines counted from the first of `lines`.
 fn errors(lines: &str) -> Vec<String> {
-    let text = format!("{CLUSTER}{lines}");
-    let problems = Definitions::parse(&text, "f").expect_err("accepted").to_string();
-    let first = CLUSTER.lines().count();
-    let counted = |line: &str| {
-        let (line, rest) = line.trim_start_matches("f:").split_once(':').expect("a line");
-        format!("{}:{rest}", line.parse::<usize>().expect("a number") - first)
-    };
-    problems.lines().map(counted).collect()
+    below(CLUSTER, texts::cluster_errors(&format!("{CLUSTER}{lines}")))
 }
 
 fn fence(node: &str) -> String {
@@ -152,7 +130,7 @@ const SINGLE: &[(&str, &str)] = &[
     ),
     (
         "[[fence]]\nnode = \"fs1\"\nagent = \"a\"\n[[fence]]\nnode = \"fs1\"\nagent = \"a\"",
-        "4:1: two [[fence]] of node \"fs1\" are the same, first in line 7; remove one of the two",
+        "4:1: two [[fence]] of node \"fs1\" are the same, first in line 6; remove one of the two",
     ),
     (
         "[[fence]]\nnode = \"fs1\"\nagent = \"a\"\naction = \"reboot\"\n[[fence]]\nnode = \"fs1\"\nagent = \"b\"",
@@ -233,7 +211,7 @@ fn what_does_nothing_is_doubted() {
     let node = "[node]\nname = \"fs1\"\nwatchdog = \"/dev/watchdog1\"\n[[port]]\ninterface = \"eth0\"\nsegment = \"office\"\n";
     let own = CLUSTER.lines().skip(2).collect::<Vec<_>>().join("\n") + "\n";
     let text = node.to_owned() + &own + &fence("fs1") + &fenced("agent", "");
-    let loaded = parse(&text, "f").expect("good");
+    let loaded = texts::good(&text);
     let warnings = loaded.warnings.to_string();
     assert!(warnings.contains("[[fence]] does nothing with the store \"file\""), "{warnings}");
     assert!(warnings.contains("`fence` does nothing with the store \"file\""), "{warnings}");
@@ -245,7 +223,7 @@ fn what_does_nothing_is_doubted() {
 fn both_belong_to_the_cluster() {
     let node = "[node]\nname = \"fs1\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n[cluster]\nkey_file = \"/k\"\n[[port]]\ninterface = \"eth0\"\nsegment = \"office\"\n";
     let text = node.to_owned() + &fence("fs1") + "[[storage_unit]]\nname = \"a\"\ndevice = \"/dev/a\"\n";
-    let problems = parse(&text, "f").expect_err("accepted").to_string();
+    let problems = texts::errors(&text).join("\n");
     assert!(problems.contains("`fence` is cluster-wide with the store \"etcd\""), "{problems}");
     assert!(problems.contains("`storage_unit` is cluster-wide with the store \"etcd\""), "{problems}");
 }

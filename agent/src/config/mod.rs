@@ -44,6 +44,8 @@ mod resources;
 mod sections;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod texts;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,46 +1,14 @@
-use super::super::{Definitions, parse};
+use super::super::Definitions;
+use super::super::texts::{self, CLUSTER, NODE, below};
 use super::*;
 
-/// What a virtual server is put into, from line 9 on.
-const NODE: &str = r#"[node]
-name = "fs1"
-[[port]]
-interface = "eth0"
-segment = "office"
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-"#;
-
-const CLUSTER: &str = r#"[cluster]
-members = ["fs1", "fs2", "fs3"]
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-"#;
-
 fn good(lines: &str) -> Vec<Resources> {
-    let text = format!("{NODE}{lines}\n");
-    let loaded = parse(&text, "f").unwrap_or_else(|e| panic!("refused:\n{e}\n---\n{text}"));
-    loaded.agent.resources
+    texts::good(&format!("{NODE}{lines}\n")).agent.resources
 }
 
 /// Errors with the lines counted from the first of `lines`.
 fn errors(lines: &str) -> Vec<String> {
-    let text = format!("{NODE}{lines}\n");
-    let problems = parse(&text, "f").expect_err("accepted").to_string();
-    let first = NODE.lines().count();
-    let counted = |line: &str| {
-        let (line, rest) = line.trim_start_matches("f:").split_once(':').expect("a line");
-        format!("{}:{rest}", line.parse::<usize>().expect("a number") - first)
-    };
-    problems.lines().map(counted).collect()
+    below(NODE, texts::errors(&format!("{NODE}{lines}\n")))
 }
 
 fn only(lines: &str) -> Service {
@@ -420,11 +388,22 @@ fn a_cluster_needs_fencing_or_a_word() {
 }
 
 #[test]
+fn clients_are_told_unless_it_is_said_otherwise() {
+    let service = "[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/bin/true\"]";
+    let told = |line: &str| good(&format!("{line}{service}"))[0].reset_connections;
+    assert!(told("") && told("reset_connections = true\n") && !told("reset_connections = false\n"));
+    let refused = errors(&format!("reset_connections = 0\n{service}"));
+    assert!(
+        refused.len() == 1 && refused[0].contains("`reset_connections` in [[virtual_server]]"),
+        "{refused:?}"
+    );
+}
+
+#[test]
 fn an_export_beside_the_file_systems_is_doubted() {
     let lines = "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n\
                  [[virtual_server.service]]\nkind = \"nfs-ganesha\"\nexports = [{ path = \"/srv/ab\" }]";
-    let text = format!("{NODE}{lines}\n");
-    let warnings = parse(&text, "f").expect("good").warnings.to_string();
+    let warnings = texts::good(&format!("{NODE}{lines}\n")).warnings.to_string();
     assert!(warnings.contains("/srv/ab is on none of the virtual server's file systems"), "{warnings}");
 }
 

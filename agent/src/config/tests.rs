@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use baton_core::config::PortFailback;
 
-use super::{Loaded, Problems, parse};
+use super::texts::{errors, good, said as warnings, warnings as other_warnings};
+use super::{Loaded, parse};
 
 /// A good file; tests change a line of it.
 const GOOD: &str = r#"[node]
@@ -18,30 +19,6 @@ gateway = ["10.0.0.1"]
 name = "projects"
 addresses = ["10.0.0.10/24", "fd00:10::10/64"]
 "#;
-
-fn good(text: &str) -> Loaded {
-    match parse(text, "f") {
-        Ok(loaded) => loaded,
-        Err(e) => panic!("refused:\n{e}\n---\n{text}"),
-    }
-}
-
-/// `line:column: what` of every error.
-fn errors(text: &str) -> Vec<String> {
-    let all = parse(text, "f").expect_err("accepted").to_string();
-    all.lines().map(|l| l.strip_prefix("f:").expect("starts with the file").to_owned()).collect()
-}
-
-fn warnings(p: &Problems) -> Vec<String> {
-    p.to_string().lines().map(|l| l.strip_prefix("f:").expect("starts with the file").to_owned()).collect()
-}
-
-/// The same without what is said of a segment with one port, as the small files here have it.
-fn other_warnings(p: &Problems) -> Vec<String> {
-    let mut all = warnings(p);
-    all.retain(|w| !w.contains("has one port: "));
-    all
-}
 
 /// Replaces line `n` (from 1) of [`GOOD`].
 fn with_line(n: usize, line: &str) -> String {

@@ -155,17 +155,15 @@ impl System for Baton {
 
     fn stages(&self, at: Duration, node: &str) -> Result<Vec<(&'static str, Duration)>> {
         let events = events_since(&self.files.cluster, at)?;
-        let first = |is_it: &dyn Fn(&str, &serde_json::Value) -> bool| {
-            events.iter().find(|(_, by, event)| is_it(by, event)).map(|(time, ..)| *time)
+        let verdict = |(_, by, e): &&(Duration, String, serde_json::Value)| {
+            by == node && e["event"] == "storage" && e["state"] != "good"
         };
-        let verdict = first(&|by, e| by == node && e["event"] == "storage" && e["state"] != "good");
-        let served = first(&|by, e| by != node && e["event"] == "serving");
-        let mut stages = Vec::new();
-        if let Some(verdict) = verdict {
-            stages.push(("verdict", verdict - at));
-            stages.extend(served.map(|served| ("served_after_verdict", served.saturating_sub(verdict))));
-        }
-        Ok(stages)
+        let Some((verdict, ..)) = events.iter().find(verdict) else { return Ok(Vec::new()) };
+        let served = |(time, by, e): &&(Duration, String, serde_json::Value)| {
+            time > verdict && by != node && e["event"] == "serving"
+        };
+        let served = events.iter().find(served).map(|(time, ..)| ("served_after_verdict", *time - *verdict));
+        Ok([("verdict", *verdict - at)].into_iter().chain(served).collect())
     }
 
     fn story(&self, at: Duration) -> String {

@@ -101,13 +101,12 @@ impl System for Keepalived {
         match cause {
             // A killed daemon stops nothing: the other node would mount what is still mounted here.
             Cause::AgentKilled => Some("not done: two nodes would have the file system mounted"),
+            // Seen: the check can't be killed, and keepalived decides nothing as long as it is there.
+            Cause::StorageHang => Some("not done: its check hangs with the disk, and it never decides"),
             Cause::Move => Some("it has no move; see drain"),
-            Cause::PortCut
-            | Cause::ServiceKilled
-            | Cause::PowerLoss
-            | Cause::StorageError
-            | Cause::StorageHang
-            | Cause::Drain => None,
+            Cause::PortCut | Cause::ServiceKilled | Cause::PowerLoss | Cause::StorageError | Cause::Drain => {
+                None
+            }
         }
     }
 
@@ -135,7 +134,7 @@ impl System for Keepalived {
         let at = clock::now();
         match cause {
             Cause::PortCut => _ = self.pair.lab.port(node, PORT)?.cut()?,
-            Cause::AgentKilled | Cause::Move => bail!("not done to keepalived"),
+            Cause::AgentKilled | Cause::StorageHang | Cause::Move => bail!("not done to keepalived"),
             Cause::ServiceKilled => {
                 host.run("sh", ["-c", "kill -9 $(cat /run/lab/ganesha.pid)"])?;
                 // Somebody has to start it again: a supervisor does.
@@ -149,7 +148,6 @@ impl System for Keepalived {
                 host.namespaces().kill_all();
             }
             Cause::StorageError => self.disks.lun.set(node, Way::Fails)?,
-            Cause::StorageHang => self.disks.lun.set(node, Way::Hangs)?,
             Cause::Drain => self.pair.stop(node)?,
         }
         Ok(at)
@@ -158,7 +156,7 @@ impl System for Keepalived {
     fn mend(&mut self, cause: Cause, node: &str) -> Result<()> {
         match cause {
             Cause::PortCut => _ = self.pair.lab.port(node, PORT)?.restore()?,
-            Cause::AgentKilled | Cause::ServiceKilled | Cause::Move => {}
+            Cause::AgentKilled | Cause::ServiceKilled | Cause::StorageHang | Cause::Move => {}
             Cause::PowerLoss => {
                 self.pair.forget(node)?;
                 self.pair.lab.host(node)?.run("rm", ["-f", "/run/lab/ganesha.pid"])?;
@@ -166,12 +164,7 @@ impl System for Keepalived {
                 self.pair.reconnect(node)?;
                 self.pair.run(node)?;
             }
-            Cause::StorageError | Cause::StorageHang => {
-                // What hangs ends with an error, and its mount goes.
-                self.disks.lun.set(node, Way::Fails)?;
-                std::thread::sleep(Duration::from_secs(1));
-                self.disks.lun.set(node, Way::Well)?;
-            }
+            Cause::StorageError => self.disks.lun.set(node, Way::Well)?,
             Cause::Drain => self.pair.run(node)?,
         }
         Ok(())

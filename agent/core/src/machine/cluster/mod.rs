@@ -47,6 +47,8 @@ mod resources_stories;
 mod resources_tests;
 #[cfg(test)]
 mod resources_world;
+#[cfg(test)]
+mod stand;
 mod storage;
 #[cfg(test)]
 mod storage_tests;

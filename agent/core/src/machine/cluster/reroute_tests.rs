@@ -1,25 +1,21 @@
 //! Three nodes, of which `a` owns a pinned server with an address in `office`; `back` lies between them. Stand-ins of the store
 //! and of each node's kernel programs; whatever the order of things, at most one node answers in `office`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::super::Machine;
-use crate::cluster::{
-    Entry, MASTER, Member, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Via,
-    ViaState,
-};
+use super::stand::{N, NAMES, Store, cluster_start, others};
+use crate::cluster::{NodePort, NodeRecord, Record, StoreInput, StoreRequest, Via, ViaState};
 use crate::config::{PortConfig, Segment, Timing, VirtualServer};
 use crate::{
-    Attachment, ClusterStart, Config, Effect, Event, EventKind, Found, Hop, IfIndex, Input, Link,
-    PeerReading, PeerSample, Start, Time,
+    Attachment, Config, Effect, Event, EventKind, Found, Hop, IfIndex, Input, Link, PeerReading, PeerSample,
+    Start, Time,
 };
 
-const N: usize = 3;
-const NAMES: [&str; N] = ["a", "b", "c"];
 const OFFICE: IfIndex = IfIndex(1);
 const BACK: IfIndex = IfIndex(2);
 const MS: u64 = 1_000_000;
@@ -30,18 +26,6 @@ fn vip() -> IpAddr {
 
 fn mac(node: usize, port: IfIndex) -> [u8; 6] {
     [2, 0, 0, 0, node as u8, port.0 as u8]
-}
-
-fn members() -> Members {
-    Members {
-        version: 1,
-        probe_interval: Duration::from_millis(10),
-        lease: Duration::from_millis(50),
-        slack: Duration::ZERO,
-        rho_ppm: 0,
-        nodes: NAMES.iter().zip(0..).map(|(name, slot)| Member { name: (*name).to_owned(), slot }).collect(),
-        before: Vec::new(),
-    }
 }
 
 fn config(node: usize) -> Config {
@@ -79,10 +63,7 @@ struct Node {
 struct World {
     now: Time,
     nodes: Vec<Node>,
-    record: (Record, u64),
-    revision: u64,
-    asked: Vec<(usize, u32, StoreRequest)>,
-    answers: Vec<(usize, u32, StoreInput)>,
+    store: Store,
 }
 
 impl World {
@@ -113,15 +94,8 @@ impl World {
             events: Vec::new(),
             deeds: Vec::new(),
         };
-        let record = Record::of("a", 1, 1, 1);
-        let mut world = World {
-            now: Time(1000 * MS),
-            nodes: (0..N).map(node).collect(),
-            record: (record, 1),
-            revision: 1,
-            asked: Vec::new(),
-            answers: Vec::new(),
-        };
+        let mut world =
+            World { now: Time(1000 * MS), nodes: (0..N).map(node).collect(), store: Store::new() };
         (0..N).for_each(|n| world.launch(n));
         (0..N).for_each(|n| world.look(n));
         world.finish();
@@ -129,8 +103,6 @@ impl World {
     }
 
     fn launch(&mut self, n: usize) {
-        let nodes = self.nodes.iter().zip(NAMES).map(|(r, name)| (name.to_owned(), r.published.clone()));
-        let nodes: BTreeMap<String, NodeRecord> = nodes.collect();
         let link = |ifindex: IfIndex, name: &str, carrier| Link {
             ifindex,
             name: name.into(),
@@ -157,49 +129,29 @@ impl World {
             marked: if marked { BTreeSet::from(["vs".to_owned()]) } else { BTreeSet::new() },
             routed: node.routed.map(|_| vip()).into_iter().collect(),
             running: BTreeSet::new(),
-            cluster: Some(ClusterStart {
-                members: members(),
-                nodes,
-                witness: false,
-                lost_memory: false,
-                new_list: false,
-                verdicts,
-            }),
+            cluster: Some(cluster_start(self.nodes.iter().map(|node| &node.published), verdicts)),
         };
         self.input(n, Input::Start(Box::new(start)));
         self.watch(n);
         self.look(n);
     }
 
-    fn entries(&self) -> Vec<StoreChange> {
-        let nodes = self.nodes.iter().zip(NAMES).map(|(r, name)| StoreChange {
-            revision: 1,
-            entry: Entry::Node(name.to_owned(), Some(r.published.clone())),
-        });
-        let elsewhere = Record { node: "z".into(), ..self.record.0.clone() };
-        let mut all: Vec<StoreChange> = nodes.collect();
-        let (record, revision) = self.record.clone();
-        all.push(StoreChange { revision, entry: Entry::Record("vs".into(), Some(record)) });
-        all.push(StoreChange { revision: 1, entry: Entry::Record(MASTER.into(), Some(elsewhere)) });
-        all
-    }
-
     fn watch(&mut self, n: usize) {
-        self.nodes[n].told = self.revision;
-        self.input(n, Input::Store(StoreInput::All(self.entries())));
+        self.nodes[n].told = self.store.revision;
+        let entries = self.store.entries(self.nodes.iter().map(|node| &node.published));
+        self.input(n, Input::Store(StoreInput::All(entries)));
     }
 
     /// All that live hear one another in `back`, and in `office` where both have carrier.
     fn look(&mut self, n: usize) {
         let now = self.now;
-        let peers = (0..N).filter(|p| *p != n).map(|p| PeerSample {
+        let peers = others(n).map(|p| PeerSample {
             slot: p as u8,
             incarnation: 1,
             heard: (!self.nodes[p].dead).then_some(now),
             answered: (!self.nodes[p].dead).then_some(now),
             refuses: false,
         });
-        let others = |n: usize| (0..N).filter(move |p| *p != n);
         let back = others(n).any(|p| !self.nodes[p].dead);
         let office = self.nodes[n].carrier && others(n).any(|p| !self.nodes[p].dead && self.nodes[p].carrier);
         let heard = |yes: bool| yes.then_some(now);
@@ -239,7 +191,7 @@ impl World {
             Effect::Permit { port, .. } => node.bound = port,
             Effect::Route { to, .. } => node.routed = to,
             Effect::Store(StoreRequest::Publish(record)) => node.published = record,
-            Effect::Store(request) => self.asked.push((n, node.life, request)),
+            Effect::Store(request) => self.store.asked.push((n, node.life, request)),
             Effect::Event(Event { kind, .. }) => node.events.push(kind),
             _ => {}
         }
@@ -260,24 +212,18 @@ impl World {
     }
 
     fn land(&mut self, k: usize) {
-        let (node, life, request) = self.asked.remove(k);
+        let (node, life, request) = self.store.asked.remove(k);
         let answer = match request {
             StoreRequest::Write { server, expected, record } if server == "vs" => {
-                if self.record.1 == expected {
-                    self.revision += 1;
-                    self.record = (record.clone(), self.revision);
-                    StoreInput::Written { server, record, revision: self.revision }
-                } else {
-                    StoreInput::NotWritten { server, current: Some(self.record.clone()) }
-                }
+                self.store.write(server, expected, record)
             }
             request => StoreInput::Failed(request, "not here".into()),
         };
-        self.answers.push((node, life, answer));
+        self.store.answers.push((node, life, answer));
     }
 
     fn deliver(&mut self, k: usize) {
-        let (node, life, answer) = self.answers.remove(k);
+        let (node, life, answer) = self.store.answers.remove(k);
         if self.nodes[node].life == life {
             self.input(node, Input::Store(answer));
         }
@@ -287,10 +233,10 @@ impl World {
     fn finish(&mut self) {
         for _ in 0..60 {
             self.now = self.now + Duration::from_millis(30);
-            while !self.asked.is_empty() {
+            while !self.store.asked.is_empty() {
                 self.land(0);
             }
-            while !self.answers.is_empty() {
+            while !self.store.answers.is_empty() {
                 self.deliver(0);
             }
             (0..N).for_each(|n| self.watch(n));
@@ -308,8 +254,8 @@ impl World {
     /// The node is dead: its lease is over, and both others say so.
     fn kill(&mut self, n: usize) {
         self.nodes[n].dead = true;
-        for to in (0..N).filter(|to| *to != n) {
-            for voter in (0..N).filter(|v| *v != n) {
+        for to in others(n) {
+            for voter in others(n) {
                 self.input(to, Input::Verdict { voter: voter as u8, about: n as u8, incarnation: 1 });
             }
         }
@@ -345,14 +291,14 @@ fn the_owner_stops_answering_before_it_asks() {
     let deeds = world.nodes[0].deeds.iter().filter(|e| !matches!(e, Effect::Event(_)));
     let deeds: Vec<&Effect> =
         deeds.filter(|e| !matches!(e, Effect::Store(StoreRequest::Publish(_)))).collect();
-    let record = Record { via: vec![via("b", ViaState::Asked)], ..world.record.0.clone() };
+    let record = Record { via: vec![via("b", ViaState::Asked)], ..world.store.record.0.clone() };
     let expected = [
         Effect::Permit { address: vip(), server: "vs".into(), port: Some(BACK) },
         Effect::AddAddress(BACK, vip()),
         Effect::RemoveAddress(OFFICE, vip()),
         // The kernel drops an interface's routes with its last address.
         Effect::Steer { segment: "office".into(), ports: vec![OFFICE], via: None },
-        Effect::Store(StoreRequest::Write { server: "vs".into(), expected: world.record.1, record }),
+        Effect::Store(StoreRequest::Write { server: "vs".into(), expected: world.store.record.1, record }),
     ];
     assert_eq!(deeds, expected.iter().collect::<Vec<_>>());
 }
@@ -363,7 +309,7 @@ fn the_peer_answers_after_its_own_write_and_both_know_the_way() {
     world.carrier(0, false);
     world.finish();
     assert_eq!(world.answering(), [1]);
-    assert_eq!(world.record.0.via, [via("b", ViaState::Answering)]);
+    assert_eq!(world.store.record.0.via, [via("b", ViaState::Answering)]);
     assert_eq!(world.nodes[1].routed, Some(hop(1, 0)));
     let steered = Effect::Steer { segment: "office".into(), ports: Vec::new(), via: Some(hop(0, 1)) };
     assert!(world.nodes[0].deeds.contains(&steered));
@@ -371,7 +317,7 @@ fn the_peer_answers_after_its_own_write_and_both_know_the_way() {
     assert_eq!(world.answering(), [1], "until the peer has stopped");
     world.finish();
     assert_eq!(world.answering(), [0]);
-    assert!(world.record.0.via.is_empty());
+    assert!(world.store.record.0.via.is_empty());
     assert_eq!(world.nodes[1].routed, None);
 }
 
@@ -386,7 +332,7 @@ fn a_dead_peer_is_replaced_and_an_owners_death_ends_it() {
     world.kill(0);
     world.finish();
     assert_eq!(world.answering(), Vec::<usize>::new(), "pinned to the dead one");
-    assert!(world.record.0.via.is_empty(), "so that others may take it one day");
+    assert!(world.store.record.0.via.is_empty(), "so that others may take it one day");
 }
 
 /// What the owner asked of a peer, and got no answer to, may still land when a port of its own is back.
@@ -405,8 +351,8 @@ fn a_request_that_lands_late_makes_no_second_one_answer() {
     world.carrier(0, false);
     wait(&mut world);
     let is_ask = |request: &StoreRequest| matches!(request, StoreRequest::Write { record, .. } if !record.via.is_empty());
-    let ask = world.asked.iter().position(|(_, _, request)| is_ask(request)).expect("it asks");
-    let (_, life, request) = &mut world.asked[ask];
+    let ask = world.store.asked.iter().position(|(_, _, request)| is_ask(request)).expect("it asks");
+    let (_, life, request) = &mut world.store.asked[ask];
     *life = 0; // nobody waits for its answer any more
     let failed = StoreInput::Failed(request.clone(), "no answer".into());
     world.input(0, Input::Store(failed));
@@ -414,9 +360,9 @@ fn a_request_that_lands_late_makes_no_second_one_answer() {
     wait(&mut world);
     world.land(ask);
     world.watch(1);
-    while !world.asked.is_empty() {
+    while !world.store.asked.is_empty() {
         world.land(0);
-        (0..world.answers.len()).for_each(|_| world.deliver(0));
+        (0..world.store.answers.len()).for_each(|_| world.deliver(0));
     }
     world.finish();
     assert_eq!(world.answering(), [0]);
@@ -477,8 +423,8 @@ proptest! {
         for step in steps {
             match step {
                 Step::Carrier(n, up) => world.carrier(n, up),
-                Step::Land(k) if k < world.asked.len() => world.land(k),
-                Step::Deliver(k) if k < world.answers.len() => world.deliver(k),
+                Step::Land(k) if k < world.store.asked.len() => world.land(k),
+                Step::Deliver(k) if k < world.store.answers.len() => world.deliver(k),
                 Step::Land(_) | Step::Deliver(_) => {}
                 Step::Watch(n) => world.watch(n),
                 Step::Look(n) => world.look(n),
@@ -499,7 +445,7 @@ proptest! {
         }
         world.finish();
         let able = (0..N).any(|n| world.nodes[n].carrier && !world.nodes[n].dead);
-        prop_assert_eq!(world.answering().len(), usize::from(able), "{:?} {:?}", world.record, world.answering());
+        prop_assert_eq!(world.answering().len(), usize::from(able), "{:?} {:?}", world.store.record, world.answering());
         let owner = world.nodes[0].carrier;
         prop_assert!(!owner || world.answering() == [0], "the owner answers itself where it can");
     }

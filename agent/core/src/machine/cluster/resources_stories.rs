@@ -15,17 +15,16 @@ use proptest::prelude::*;
 use self::fences::{Means, Order, UNIT};
 use self::steps::step;
 use super::super::Machine;
+use super::stand::{N, NAMES, Store, cluster_start, others};
 use crate::cluster::{
-    Entry, MASTER, Member, Members, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
+    Entry, MASTER, NodePort, NodeRecord, Record, StoreChange, StoreInput, StoreRequest, Wish,
 };
 use crate::config::{PortConfig, Segment, Timing, VirtualServer};
 use crate::{
-    Attachment, ClusterStart, Config, Effect, Found, IfIndex, Input, Link, PeerReading, PeerSample,
-    ResourceState, Start, Time,
+    Attachment, Config, Effect, Found, IfIndex, Input, Link, PeerReading, PeerSample, ResourceState, Start,
+    Time,
 };
 
-const N: usize = 3;
-const NAMES: [&str; N] = ["a", "b", "c"];
 const PORT: IfIndex = IfIndex(1);
 const GRACE: Duration = super::resources::LEASE_GRACE;
 
@@ -83,25 +82,10 @@ struct World {
     means: Means,
     fences: Vec<Order>,
     nodes: Vec<Node>,
-    record: (Record, u64),
-    revision: u64,
+    store: Store,
     counters: [u64; N],
     wish: (Option<usize>, u64),
     draining: [bool; N],
-    asked: Vec<(usize, u32, StoreRequest)>,
-    answers: Vec<(usize, u32, StoreInput)>,
-}
-
-fn members() -> Members {
-    Members {
-        version: 1,
-        probe_interval: Duration::from_millis(10),
-        lease: Duration::from_millis(50),
-        slack: Duration::ZERO,
-        rho_ppm: 0,
-        nodes: NAMES.iter().zip(0..).map(|(name, slot)| Member { name: (*name).to_owned(), slot }).collect(),
-        before: Vec::new(),
-    }
 }
 
 fn config(node: usize, fenced: bool) -> Config {
@@ -121,10 +105,6 @@ fn config(node: usize, fenced: bool) -> Config {
 
 fn mac(node: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0, node as u8]
-}
-
-fn others(n: usize) -> impl Iterator<Item = usize> {
-    (0..N).filter(move |m| *m != n)
 }
 
 impl World {
@@ -164,13 +144,10 @@ impl World {
             means,
             fences: Vec::new(),
             nodes: (0..N).map(node).collect(),
-            record: (Record::of("a", 1, 1, 1), 1),
-            revision: 1,
+            store: Store::new(),
             counters: [1; N],
             wish: (None, 1),
             draining: [false; N],
-            asked: Vec::new(),
-            answers: Vec::new(),
         };
         (0..N).for_each(|n| world.launch(n));
         world.finish();
@@ -193,12 +170,11 @@ impl World {
     }
 
     fn launch(&mut self, n: usize) {
-        let records = self.nodes.iter().zip(NAMES).map(|(r, name)| (name.to_owned(), r.published.clone()));
-        let records: BTreeMap<String, NodeRecord> = records.collect();
         let about = |m: usize| others(m).map(move |v| (v as u8, m as u8));
         let condemned = (0..N).filter(|m| self.nodes[*m].condemned > 0);
         let verdicts = condemned.flat_map(|m| about(m).map(move |pair| (pair, m)));
         let verdicts = verdicts.map(|(pair, m)| (pair, self.nodes[m].condemned)).collect();
+        let cluster = cluster_start(self.nodes.iter().map(|node| &node.published), verdicts);
         let (now, fenced) = (self.now, self.is_fenced());
         let node = &mut self.nodes[n];
         node.machine = Some(Machine::new());
@@ -217,14 +193,7 @@ impl World {
             marked: names(node.mark != 0),
             routed: BTreeSet::new(),
             running: names(node.real == Real::All),
-            cluster: Some(ClusterStart {
-                members: members(),
-                nodes: records,
-                witness: false,
-                lost_memory: false,
-                new_list: false,
-                verdicts,
-            }),
+            cluster: Some(cluster),
         };
         node.booted = false;
         self.input(n, Input::Start(Box::new(start)));
@@ -265,16 +234,8 @@ impl World {
         if self.nodes[n].cut || self.nodes[n].machine.is_none() {
             return;
         }
-        self.nodes[n].told = self.revision;
-        let nodes = self.nodes.iter().zip(NAMES).map(|(r, name)| StoreChange {
-            revision: 1,
-            entry: Entry::Node(name.to_owned(), Some(r.published.clone())),
-        });
-        let mut all: Vec<StoreChange> = nodes.collect();
-        let (record, revision) = self.record.clone();
-        let elsewhere = Record { node: "z".into(), ..record.clone() };
-        all.push(StoreChange { revision, entry: Entry::Record("vs".into(), Some(record)) });
-        all.push(StoreChange { revision: 1, entry: Entry::Record(MASTER.into(), Some(elsewhere)) });
+        self.nodes[n].told = self.store.revision;
+        let mut all = self.store.entries(self.nodes.iter().map(|node| &node.published));
         let (wish, revision) = self.wish;
         let wish = wish.map(|to| Wish::administrator(NAMES[to]));
         all.push(StoreChange { revision, entry: Entry::Move("vs".into(), wish) });
@@ -346,14 +307,14 @@ impl World {
             Effect::Incarnation(incarnation) => self.nodes[n].incarnation = incarnation,
             Effect::Store(StoreRequest::Publish(record)) => self.nodes[n].published = record,
             Effect::Store(StoreRequest::Write { server, .. }) if server == MASTER => {}
-            Effect::Store(request) => self.asked.push((n, self.nodes[n].life, request)),
+            Effect::Store(request) => self.store.asked.push((n, self.nodes[n].life, request)),
             _ => {}
         }
         None
     }
 
     fn begin_start(&mut self, n: usize) {
-        let (record, _) = &self.record;
+        let (record, _) = &self.store.record;
         let condemned = self.nodes[n].condemned >= self.nodes[n].incarnation;
         let own = record.node == NAMES[n] && record.released.is_none();
         assert!(own || condemned, "{} starts what is {record:?}", NAMES[n]);
@@ -420,19 +381,17 @@ impl World {
     }
 
     fn land(&mut self, k: usize) {
-        let (node, life, request) = self.asked[k].clone();
+        let (node, life, request) = self.store.asked[k].clone();
         if self.nodes[node].cut {
             return;
         }
-        self.asked.remove(k);
+        self.store.asked.remove(k);
         let answer = match request {
             StoreRequest::Write { server, expected, record } => {
-                if self.record.1 == expected {
-                    self.store(node, &record);
-                    StoreInput::Written { server, record, revision: self.revision }
-                } else {
-                    StoreInput::NotWritten { server, current: Some(self.record.clone()) }
+                if self.store.record.1 == expected {
+                    self.lands(node, &record);
                 }
+                self.store.write(server, expected, record)
             }
             StoreRequest::NewIncarnation { above } => {
                 self.counters[node] = self.counters[node].max(above) + 1;
@@ -440,50 +399,49 @@ impl World {
             }
             StoreRequest::MoveDone { revision, .. } => {
                 if self.wish.1 == revision {
-                    self.revision += 1;
-                    self.wish = (None, self.revision);
+                    self.store.revision += 1;
+                    self.wish = (None, self.store.revision);
                 }
                 return;
             }
             request => StoreInput::Failed(request, "not here".into()),
         };
-        self.answers.push((node, life, answer));
+        self.store.answers.push((node, life, answer));
     }
 
-    /// A write of the record lands, perhaps long after its sender has given it up.
-    fn store(&mut self, by: usize, record: &Record) {
+    /// A write of the record is about to land, perhaps long after its sender has given it up.
+    fn lands(&mut self, by: usize, record: &Record) {
         if record.released.is_some() && record.node == NAMES[by] {
             assert_eq!(self.nodes[by].mark, 0, "released: {record:?}");
         }
         self.check_unfenced(by, record);
-        if record.taken_from.is_some() && self.record.0.node != NAMES[by] {
-            let before = NAMES.iter().position(|name| *name == self.record.0.node).expect("a node");
+        let owner = &self.store.record.0.node;
+        if record.taken_from.is_some() && owner != NAMES[by] {
+            let before = NAMES.iter().position(|name| name == owner).expect("a node");
             self.nodes[before].replaced = self.nodes[before].real != Real::Nothing;
         }
-        self.revision += 1;
-        self.record = (record.clone(), self.revision);
     }
 
     /// Its sender gives it up, and reads what there is; it may land yet.
     fn give_up(&mut self, k: usize) {
-        let (node, life, request) = self.asked[k].clone();
+        let (node, life, request) = self.store.asked[k].clone();
         if self.nodes[node].life != life {
             return;
         }
         let cut = self.nodes[node].cut;
         let answer = match request {
             StoreRequest::Write { server, .. } if !cut => {
-                StoreInput::NotWritten { server, current: Some(self.record.clone()) }
+                StoreInput::NotWritten { server, current: Some(self.store.record.clone()) }
             }
             request => StoreInput::Failed(request, "no answer".into()),
         };
         // Whoever waits for it is of no life.
-        self.asked[k].1 = 0;
-        self.answers.push((node, life, answer));
+        self.store.asked[k].1 = 0;
+        self.store.answers.push((node, life, answer));
     }
 
     fn deliver(&mut self, k: usize) {
-        let (node, life, answer) = self.answers.remove(k);
+        let (node, life, answer) = self.store.answers.remove(k);
         if self.nodes[node].life == life {
             if matches!(answer, StoreInput::Failed(..)) {
                 self.nodes[node].waits = self.now + super::ASK_AGAIN;
@@ -505,13 +463,13 @@ impl World {
     fn check(&self, n: usize) {
         let node = &self.nodes[n];
         let idle = node.real == Real::Nothing || node.job == Some(Job::Stop) || node.machine.is_none();
-        let under_way = self.asked.iter().any(|(m, life, _)| *m == n && *life == node.life)
-            || self.answers.iter().any(|(m, life, _)| *m == n && *life == node.life);
+        let under_way = self.store.asked.iter().any(|(m, life, _)| *m == n && *life == node.life)
+            || self.store.answers.iter().any(|(m, life, _)| *m == n && *life == node.life);
         let stopped = node.reports.contains(&ResourceState::Stopped);
-        let (record, _) = &self.record;
+        let (record, _) = &self.store.record;
         let own = record.node == NAMES[n] && record.released.is_none();
         let waits = self.now < node.waits;
-        if node.told == self.revision && !own && !under_way && !waits && !stopped && !node.cut {
+        if node.told == self.store.revision && !own && !under_way && !waits && !stopped && !node.cut {
             assert!(idle, "{} knows that it is not its own: {:?}", NAMES[n], node.real);
         }
         let long = node.unleased.is_some_and(|t| self.now >= t + GRACE);
@@ -537,12 +495,12 @@ impl World {
             self.now = self.now + Duration::from_secs(1);
             (0..N).for_each(|n| self.look(n));
             let mut k = 0;
-            while k < self.asked.len() {
-                let before = self.asked.len();
+            while k < self.store.asked.len() {
+                let before = self.store.asked.len();
                 self.land(k);
-                k += usize::from(self.asked.len() == before);
+                k += usize::from(self.store.asked.len() == before);
             }
-            while !self.answers.is_empty() {
+            while !self.store.answers.is_empty() {
                 self.deliver(0);
             }
             for n in 0..N {
@@ -577,7 +535,7 @@ proptest! {
             world.boot(n);
         }
         (0..2).for_each(|_| world.finish());
-        prop_assert_eq!(world.serving().len(), 1, "{:?}", world.record);
+        prop_assert_eq!(world.serving().len(), 1, "{:?}", world.store.record);
         for (n, node) in world.nodes.iter().enumerate() {
             let expected = if world.serving() == [n] { Real::All } else { Real::Nothing };
             prop_assert_eq!(node.real, expected, "{}", NAMES[n]);

@@ -1,6 +1,6 @@
 //! Fencing and storage units in the stories.
 
-use super::{N, NAMES, Node, Real, World};
+use super::{N, NAMES, Node, Real, World, others};
 use crate::cluster::Record;
 use crate::{Input, StorageState};
 
@@ -117,7 +117,7 @@ impl World {
 
     /// A node starts what is its own: nobody else may have it mounted.
     pub fn check_start(&self, n: usize) {
-        for m in super::others(n) {
+        for m in others(n) {
             let other = &self.nodes[m];
             let accepted = !self.is_fenced() && other.replaced;
             assert!(!other.may_write() || accepted, "{} runs it too", NAMES[m]);
@@ -126,7 +126,7 @@ impl World {
 
     /// A write of the record lands that says who may have it mounted.
     pub fn check_unfenced(&mut self, by: usize, record: &Record) {
-        let before = &self.record.0;
+        let before = &self.store.record.0;
         let listed = |r: &Record, n: usize| r.unfenced.iter().any(|(name, _)| name == NAMES[n]);
         if !self.is_fenced() {
             assert_eq!(record.unfenced, []);
@@ -151,7 +151,7 @@ impl World {
 
     /// Whoever may have it mounted and is to be fenced is not entitled to it.
     pub fn check_entitled(&self) {
-        let (record, _) = &self.record;
+        let (record, _) = &self.store.record;
         for n in (0..N).filter(|_| self.is_fenced()) {
             let listed = record.unfenced.iter().any(|(name, _)| name == NAMES[n]);
             let feeds = self.nodes[n].real != Real::Nothing && self.is_fed(n);

@@ -66,14 +66,15 @@ impl World {
         self.look(n);
         self.watch(n);
         let (mut k, life) = (0, self.nodes[n].life);
-        while k < self.asked.len() {
-            let (before, own) = (self.asked.len(), (self.asked[k].0, self.asked[k].1) == (n, life));
+        while k < self.store.asked.len() {
+            let (before, own) =
+                (self.store.asked.len(), (self.store.asked[k].0, self.store.asked[k].1) == (n, life));
             if own {
                 self.land(k);
             }
-            k += usize::from(self.asked.len() == before);
+            k += usize::from(self.store.asked.len() == before);
         }
-        while let Some(k) = self.answers.iter().position(|(m, ..)| *m == n) {
+        while let Some(k) = self.store.answers.iter().position(|(m, ..)| *m == n) {
             self.deliver(k);
         }
     }
@@ -81,9 +82,9 @@ impl World {
     pub fn step(&mut self, step: Step) {
         let out = |node: &Node| node.dead || node.cut;
         match step {
-            Step::Land(k) if k < self.asked.len() => self.land(k),
-            Step::GiveUp(k) if k < self.asked.len() => self.give_up(k),
-            Step::Deliver(k) if k < self.answers.len() => self.deliver(k),
+            Step::Land(k) if k < self.store.asked.len() => self.land(k),
+            Step::GiveUp(k) if k < self.store.asked.len() => self.give_up(k),
+            Step::Deliver(k) if k < self.store.answers.len() => self.deliver(k),
             Step::Land(_) | Step::GiveUp(_) | Step::Deliver(_) => {}
             Step::Watch(n) => self.watch(n),
             Step::Turn(n) => self.turn(n),
@@ -101,8 +102,8 @@ impl World {
             Step::Condemn(n) if out(&self.nodes[n]) => self.condemn(n),
             Step::Condemn(_) => {}
             Step::Wish(n) => {
-                self.revision += 1;
-                self.wish = (Some(n), self.revision);
+                self.store.revision += 1;
+                self.wish = (Some(n), self.store.revision);
             }
             Step::Drain(n, on) => self.draining[n] = on,
             Step::Fence(k, well) if k < self.fences.len() => self.fence(k, well),
