@@ -34,6 +34,8 @@ pub struct Resources {
     pub fence: Fence,
     /// The storage units that its file systems are on.
     pub storage_units: Vec<String>,
+    /// Its file systems are mounted where its own services see them, and nobody else.
+    pub private_mounts: bool,
 }
 
 /// A file system on a block device.
@@ -183,6 +185,7 @@ pub(super) fn resources(server: &RawServer) -> Option<Resources> {
         services: services.iter().map(|s| service(&s.value)).collect(),
         fence: fence_of(&server.resources),
         storage_units: units_of(&server.resources),
+        private_mounts: server.resources.private.as_ref().is_some_and(|p| p.value),
     };
     (!resources.filesystems.is_empty() || !resources.services.is_empty()).then_some(resources)
 }
@@ -230,6 +233,7 @@ pub(super) fn check(servers: &[RawServer], f: &mut Findings) {
                 (format!("{unit} is there twice"), "a unit belongs to one virtual server".to_owned())
             });
         }
+        check_private(server, f);
         check_exports(server, f);
         samba::check(server, f);
     }
@@ -265,6 +269,29 @@ fn check_nesting(servers: &[RawServer], f: &mut Findings) {
                 );
             }
         }
+    }
+}
+
+/// Who else would have to see its file systems?
+fn check_private(server: &RawServer, f: &mut Findings) {
+    let RawResources { private, services, mounts, .. } = &server.resources;
+    let Some(private) = private.as_ref().filter(|p| p.value) else { return };
+    if mounts.is_empty() {
+        f.warn(
+            private.at,
+            "`private_mounts` does nothing: the virtual server has no file system",
+            "add a [[virtual_server.filesystem]], or take it out",
+        );
+    }
+    for service in services {
+        let ServiceKind::Systemd(Unit { unit }) = &service.value.kind else { continue };
+        f.error(
+            service.at,
+            format!(
+                "{unit} is started by systemd, where it can't see file systems with private_mounts = true"
+            ),
+            "run its program by kind = \"exec\", or take `private_mounts` out",
+        );
     }
 }
 

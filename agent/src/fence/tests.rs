@@ -30,6 +30,7 @@ fn resources(server: &str, fence: Fence) -> Resources {
         services: Vec::new(),
         fence,
         storage_units: Vec::new(),
+        private_mounts: false,
     }
 }
 

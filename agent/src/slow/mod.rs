@@ -266,6 +266,7 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
         resources: requests,
         resets,
         fences,
+        readers: probers.readers(),
         guard,
         store: store_link,
         stop: stop_rx,

@@ -121,6 +121,7 @@ mod tests {
             services: Vec::new(),
             fence: crate::config::Fence::None,
             storage_units: Vec::new(),
+            private_mounts: false,
         };
         let told = announce(&[resources(filesystem("ext4", 60)), resources(filesystem("xfs", 60))]);
         let expected = format!(
