@@ -67,14 +67,18 @@ impl Namespaces {
         }
     }
 
-    /// The processes with this mount namespace, those that have ended and those that are this one left out.
+    /// The processes with this mount or network namespace, those that have ended and those that are this one left out. Services may
+    /// have mount namespaces of their own.
     fn processes(&self) -> Vec<i32> {
-        let link = format!("/proc/self/fd/{}", self.mount.as_raw_fd());
-        let (Ok(own), Ok(entries)) = (fs::read_link(link), fs::read_dir("/proc")) else { return Vec::new() };
+        let link = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (Ok(mount), Ok(network)) = (link(&self.mount), link(&self.network)) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let is = |pid: &i32, kind: &str, own: &std::path::Path| {
+            fs::read_link(format!("/proc/{pid}/ns/{kind}")).is_ok_and(|theirs| theirs == own)
+        };
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
         let inside = |pid: &i32| {
-            *pid != std::process::id() as i32
-                && fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|theirs| theirs == own)
+            *pid != std::process::id() as i32 && (is(pid, "mnt", &mount) || is(pid, "net", &network))
         };
         pids.filter(inside).collect()
     }

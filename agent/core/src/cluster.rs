@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::Reason;
+use crate::{Reason, Time};
 
 // Nodes of two versions may share a store while a cluster is upgraded. So of every record: what a version doesn't know it passes over,
 // and what a version before didn't write has a default that means what that version meant. A record that is written by a node of the
@@ -196,6 +196,26 @@ pub struct NodeRecord {
     /// Storage units that it does not reach.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost_units: Vec<String>,
+    /// When it lost each of them, by its own clock: tells one loss from another.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub lost_at: BTreeMap<String, Time>,
+    /// What it has read since another node said that it had lost it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub read_since: Vec<UnitRead>,
+    /// Virtual servers with file systems or services that it owns and does not serve: how they are, in one word.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub unserved: BTreeMap<String, String>,
+}
+
+/// A storage unit was read after a node had said that it does not reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitRead {
+    /// The unit.
+    pub unit: String,
+    /// The node that has lost it,
+    pub node: String,
+    /// and when, by that node's clock.
+    pub lost_at: Time,
 }
 
 impl Default for NodeRecord {
@@ -206,6 +226,9 @@ impl Default for NodeRecord {
             capacity_percent: 100,
             ports: Vec::new(),
             lost_units: Vec::new(),
+            lost_at: BTreeMap::new(),
+            read_since: Vec::new(),
+            unserved: BTreeMap::new(),
         }
     }
 }

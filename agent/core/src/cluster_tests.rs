@@ -59,6 +59,9 @@ fn node() -> NodeRecord {
         capacity_percent: 50,
         ports: vec![port],
         lost_units: vec!["array".into()],
+        read_since: vec![UnitRead { unit: "tape".into(), node: "fs2".into(), lost_at: Time(2) }],
+        // Maps by unit and by virtual server, which have no keys of their own.
+        ..NodeRecord::default()
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::StoreRequest;
 use crate::plan::{Policy, Situation};
-use crate::{Event, IfIndex};
+use crate::{Event, IfIndex, Time};
 
 /// The way to a node on the same link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +119,14 @@ pub enum Effect {
         server: String,
         /// See there.
         incarnation: Option<u64>,
+    },
+    /// Read a storage unit as soon as can be; answered by [`crate::Input::StorageRead`] when a read that began after this has succeeded,
+    /// however long that takes.
+    ReadStorage {
+        /// The unit.
+        unit: String,
+        /// When this is asked for. Only the newest question about a unit is answered.
+        asked: Time,
     },
     /// Tell the administrator; also the time line of a failover.
     Event(Event),

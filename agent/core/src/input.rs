@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Members, NodeRecord, StoreInput};
-use crate::{Config, Effect, LinkErrors, PeerReading, Reading};
+use crate::{Config, Effect, LinkErrors, PeerReading, Reading, Time};
 
 /// Kernel index of a network interface; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +97,13 @@ pub enum Input {
         unit: String,
         /// How it is.
         state: StorageState,
+    },
+    /// The answer to [`Effect::ReadStorage`].
+    StorageRead {
+        /// The unit.
+        unit: String,
+        /// As in the question.
+        asked: Time,
     },
     /// An effect could not be carried out; the rest of its list was.
     Failed(Box<Effect>, String),

@@ -291,6 +291,7 @@ impl World {
             | Effect::ResetConnections(_)
             | Effect::Fence { .. }
             | Effect::Entitle { .. }
+            | Effect::ReadStorage { .. }
             | Effect::Event(_) => {}
         }
         None

@@ -117,8 +117,11 @@ pub(super) fn servers(lines: &mut Vec<String>, old: &[VirtualServer], new: &[Vir
 
 pub(super) fn resources(lines: &mut Vec<String>, old: &[Resources], new: &[Resources]) {
     let text = |r: &Resources| {
-        let Resources { filesystems, services, fence, storage_units, reset_connections, .. } = r;
-        (filesystems.clone(), services.clone(), *fence, storage_units.clone(), *reset_connections)
+        let Resources {
+            filesystems, services, fence, storage_units, private_mounts, reset_connections, ..
+        } = r;
+        let flags = (*private_mounts, *reset_connections);
+        (filesystems.clone(), services.clone(), *fence, storage_units.clone(), flags)
     };
     let details = |a: &Resources, b: &Resources| (text(a) != text(b)).then(String::new);
     named(lines, "file systems and services of", old, new, |r| r.server.clone(), details);

@@ -36,6 +36,8 @@ pub struct Resources {
     pub storage_units: Vec<String>,
     /// Are its clients told that their connections are gone, when it has come to another node?
     pub reset_connections: bool,
+    /// Its file systems are mounted where its own services see them, and nobody else.
+    pub private_mounts: bool,
 }
 
 /// A file system on a block device.
@@ -186,6 +188,7 @@ pub(super) fn resources(server: &RawServer) -> Option<Resources> {
         fence: fence_of(&server.resources),
         storage_units: units_of(&server.resources),
         reset_connections: server.resources.resets.unwrap_or(true),
+        private_mounts: server.resources.private.as_ref().is_some_and(|p| p.value),
     };
     (!resources.filesystems.is_empty() || !resources.services.is_empty()).then_some(resources)
 }
@@ -233,6 +236,7 @@ pub(super) fn check(servers: &[RawServer], f: &mut Findings) {
                 (format!("{unit} is there twice"), "a unit belongs to one virtual server".to_owned())
             });
         }
+        check_private(server, f);
         check_exports(server, f);
         samba::check(server, f);
     }
@@ -268,6 +272,29 @@ fn check_nesting(servers: &[RawServer], f: &mut Findings) {
                 );
             }
         }
+    }
+}
+
+/// Who else would have to see its file systems?
+fn check_private(server: &RawServer, f: &mut Findings) {
+    let RawResources { private, services, mounts, .. } = &server.resources;
+    let Some(private) = private.as_ref().filter(|p| p.value) else { return };
+    if mounts.is_empty() {
+        f.warn(
+            private.at,
+            "`private_mounts` does nothing: the virtual server has no file system",
+            "add a [[virtual_server.filesystem]], or take it out",
+        );
+    }
+    for service in services {
+        let ServiceKind::Systemd(Unit { unit }) = &service.value.kind else { continue };
+        f.error(
+            service.at,
+            format!(
+                "{unit} is started by systemd, where it can't see file systems with private_mounts = true"
+            ),
+            "run its program by kind = \"exec\", or take `private_mounts` out",
+        );
     }
 }
 

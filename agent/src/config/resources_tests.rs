@@ -127,6 +127,14 @@ fn what_is_served_by_nfs_is_mounted_so_that_changed_names_are_stable() {
     assert_eq!(options("", "kind = \"exec\"\nstart = [\"/bin/a\"]"), "");
 }
 
+#[test]
+fn file_systems_that_only_their_services_see_are_asked_for() {
+    let filesystem =
+        "[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n";
+    assert!(!good(filesystem)[0].private_mounts);
+    assert!(good(&format!("private_mounts = true\n{filesystem}"))[0].private_mounts);
+}
+
 /// Lines of `[[virtual_server]]` and the only error expected.
 const SINGLE: &[(&str, &str)] = &[
     ("service = [1]", "1:12: [[virtual_server.service]] is a number, not a section; write it as a section"),
@@ -137,6 +145,11 @@ const SINGLE: &[(&str, &str)] = &[
     (
         "i_accept_corruption = \"yes\"",
         "1:24: `i_accept_corruption` in [[virtual_server]] is a text; write true or false, without quotes",
+    ),
+    (
+        "private_mounts = true\n[[virtual_server.filesystem]]\ndevice = \"/dev/a\"\nmount = \"/srv/a\"\ntype = \"xfs\"\n\
+         [[virtual_server.service]]\nkind = \"systemd\"\nunit = \"a.service\"",
+        "6:1: a.service is started by systemd, where it can't see file systems with private_mounts = true; run its program by kind = \"exec\", or take `private_mounts` out",
     ),
     (
         "[[virtual_server.service]]\nstart = [\"/bin/a\"]",

@@ -31,6 +31,7 @@ fn resources(server: &str, fence: Fence) -> Resources {
         fence,
         storage_units: Vec::new(),
         reset_connections: true,
+        private_mounts: false,
     }
 }
 

@@ -17,7 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, fork};
 
 use super::cgroup;
-use super::orders::{Patience, Woken};
+use super::orders::{HOPELESS, Patience, Woken};
 use super::process::{self, Ended, Process};
 
 /// Between SIGTERM and SIGKILL for a command that takes too long.
@@ -238,11 +238,16 @@ fn wait(process: Process, patience: &Patience<'_>, all: impl Fn() -> Vec<Process
 /// Nothing but their end cuts it short.
 pub fn end(find: impl Fn() -> Vec<Process>, gently: Duration, patience: &Patience<'_>) -> Vec<Process> {
     let mut found = find();
-    for process in &found {
+    // What hangs with its storage does not end politely, and what it holds is needed elsewhere.
+    let (gently, killed) = match patience.is_hopeless() {
+        true => (Duration::ZERO, HOPELESS),
+        false => (gently, KILLED),
+    };
+    for process in found.iter().filter(|_| !gently.is_zero()) {
         process.signal(libc::SIGTERM);
         process.signal(libc::SIGCONT); // one that is stopped takes no other signal
     }
-    for (signal, limit) in [(None, gently), (Some(libc::SIGKILL), KILLED)] {
+    for (signal, limit) in [(None, gently), (Some(libc::SIGKILL), killed)] {
         let mut look = LOOK.0;
         let end = patience.within(limit);
         loop {

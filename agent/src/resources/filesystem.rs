@@ -231,7 +231,7 @@ fn unmount(fs: &Filesystem, patience: &Patience<'_>, own: impl Fn() -> Vec<Proce
             Err(e) => return Err(Trouble::Failed(e.to_string())),
         };
         let point = std::ffi::CString::new(mount.point.as_os_str().as_bytes()).unwrap_or_default();
-        match in_child(patience, || umount2(&*point, MntFlags::UMOUNT_NOFOLLOW))? {
+        match in_child(&patience.unless_hopeless(), || umount2(&*point, MntFlags::UMOUNT_NOFOLLOW))? {
             Ok(()) => continue, // it may have been mounted more than once
             Err(Errno::EBUSY) => {}
             Err(errno) => return Err(Trouble::Failed(format!("unmount: {}", errno.desc()))),
@@ -244,7 +244,10 @@ fn unmount(fs: &Filesystem, patience: &Patience<'_>, own: impl Fn() -> Vec<Proce
         };
         if !left_behind.is_empty() {
             let living = || left_behind.iter().copied().filter(Process::is_alive).collect();
-            command::end(living, GENTLY, patience);
+            let remaining = command::end(living, GENTLY, patience);
+            if !remaining.is_empty() && patience.is_hopeless() {
+                return Err(Trouble::Failed(format!("it is busy; {}", who(&holders, &mount.point))));
+            }
         } else if tries >= AGAIN.1 || !patience.pause(AGAIN.0) {
             if patience.is_told() {
                 return Err(Fault::Told.into());

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `server` | order, time limits, restarts in place, adoption |
 //! | `filesystem`, `mountinfo`, `holders` | mount(2), and who keeps it from being unmounted |
+//! | `namespace` | mounts that only the virtual server sees |
 //! | `service`, `ocf`, `systemd`, `ganesha`, `samba` | kinds of services |
 //! | `metadata` | what OCF agents say of themselves |
 //! | `question`, `rpc`, `smb` | what they are asked to see whether they work |
@@ -22,6 +23,7 @@ mod ganesha;
 mod holders;
 mod metadata;
 mod mountinfo;
+mod namespace;
 mod ocf;
 pub(crate) mod orders;
 pub(crate) mod process;
@@ -38,7 +40,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -48,7 +50,7 @@ use crate::config::{Resources, ServiceKind};
 use crate::fence::{Guard, Reservations};
 use command::Fault;
 use folder::Folder;
-pub use orders::Order;
+pub use orders::{Haste, Order};
 use orders::{Orders, Patience};
 use server::Server;
 
@@ -113,10 +115,10 @@ pub struct Setup {
 pub struct Hurry(BTreeMap<String, Arc<Orders>>);
 
 impl Hurry {
-    /// Stopping this one must not take long from now on, or no longer: a storage unit of it is lost here, or is back. Never waits.
-    pub fn set(&self, server: &str, on: bool) {
+    /// Stopping this one must not take long from now on: a storage unit of it is lost here; `None`: it is back. Never waits.
+    pub fn set(&self, server: &str, haste: Option<Haste>) {
         if let Some(orders) = self.0.get(server) {
-            orders.hurry(on);
+            orders.hurry(haste);
         }
     }
 }
@@ -145,17 +147,31 @@ impl Runner {
         let mut running = BTreeSet::new();
         for (name, resources) in servers {
             let orders = Arc::new(Orders::new()?);
-            let folder = Folder::new(&setup.root, &name)?;
-            let server = Server::new(setup, &name, resources, folder, hierarchy.clone(), orders.clone())?;
-            if server.is_running() {
+            let builder = thread::Builder::new().name(format!("vs-{name}"));
+            let (told, found) = mpsc::channel();
+            let thread = {
+                let (setup, name, resources) = (setup.clone(), name.clone(), resources.cloned());
+                let (hierarchy, orders, report) = (hierarchy.clone(), orders.clone(), report.clone());
+                // It may be in a mount namespace of its own from here on, where it finds what runs.
+                builder.spawn(move || {
+                    let server = Folder::new(&setup.root, &name).and_then(|folder| {
+                        Server::new(&setup, &name, resources.as_ref(), folder, hierarchy, orders)
+                    });
+                    let found = server.as_ref().map(|server| (server.is_running(), server.is_gone()));
+                    let failed = |e: &io::Error| io::Error::new(e.kind(), format!("{name}: {e}"));
+                    // Whoever asked has gone only if it has failed itself.
+                    let _ = told.send(found.map_err(failed));
+                    server.into_iter().for_each(|server| server.run(&*report));
+                })?
+            };
+            runner.threads.insert(name.clone(), (orders, thread));
+            let (is_running, is_gone) = found.recv().map_err(io::Error::other)??;
+            if is_running {
                 running.insert(name.clone());
             }
-            if server.is_gone() {
+            if is_gone {
                 setup.guard.stopped(&name);
             }
-            let report = report.clone();
-            let builder = thread::Builder::new().name(format!("vs-{name}"));
-            runner.threads.insert(name, (orders, builder.spawn(move || server.run(&*report))?));
         }
         Ok((runner, running))
     }
@@ -216,8 +232,16 @@ pub fn clean(setup: &Setup) -> io::Result<Vec<String>> {
     for name in Folder::all(&setup.root) {
         let orders = Arc::new(Orders::new()?);
         let folder = Folder::new(&setup.root, &name)?;
-        let server = Server::new(setup, &name, None, folder, hierarchy.clone(), orders)?;
-        if let Err(e) = server.stop_all() {
+        let stop = || {
+            let server = Server::new(setup, &name, None, folder, hierarchy.clone(), orders)?;
+            Ok(server.stop_all())
+        };
+        // As above: a thread of its own.
+        let stopped: io::Result<Result<(), Failure>> = thread::scope(|scope| {
+            let panicked = |_| Err(io::Error::other(format!("{name}: its thread has panicked")));
+            scope.spawn(stop).join().unwrap_or_else(panicked)
+        });
+        if let Err(e) = stopped? {
             failed.push(format!("{name}: {e}"));
         }
     }

@@ -12,6 +12,9 @@ use tokio::io::unix::AsyncFd;
 /// Between two looks at the orders where the bell can't be heard.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// What does not hang although its storage unit does is done after so long: killed, or unmounted.
+pub const HOPELESS: Duration = Duration::from_millis(60);
+
 /// What a virtual server is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -28,7 +31,16 @@ pub struct Orders {
     newest: Mutex<Newest>,
     bell: OwnedFd,
     /// Since when stopping must not take long.
-    hurry: Mutex<Option<Instant>>,
+    hurry: Mutex<Option<(Instant, Haste)>>,
+}
+
+/// Why stopping must not take long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// A storage unit is missing, or errs: what waits for it may be told so.
+    Hurry,
+    /// It hangs: whatever still wants something of it waits for ever.
+    Hopeless,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -62,14 +74,15 @@ impl Orders {
 
     /// Says that stopping must not take long from now on, or no longer: what it would wait for is not to be had. It cuts short what
     /// is under way, too.
-    pub fn hurry(&self, on: bool) {
+    pub fn hurry(&self, haste: Option<Haste>) {
         let mut hurry = self.hurry.lock().unwrap_or_else(PoisonError::into_inner);
-        *hurry = if on { hurry.or(Some(Instant::now())) } else { None };
+        let since = hurry.map_or_else(Instant::now, |(since, _)| since);
+        *hurry = haste.map(|haste| (since, haste));
         drop(hurry);
         self.ring();
     }
 
-    fn hurried(&self) -> Option<Instant> {
+    fn hurried(&self) -> Option<(Instant, Haste)> {
         *self.hurry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,8 +158,19 @@ impl<'a> Patience<'a> {
     /// How long it still lasts.
     pub fn left(&self) -> Duration {
         let hurry = self.hurried.zip(self.orders.hurried());
-        let end = hurry.map_or(self.end, |(limit, since)| self.end.min(self.began.max(since) + limit));
+        let end = hurry.map_or(self.end, |(limit, (since, _))| self.end.min(self.began.max(since) + limit));
         end.saturating_duration_since(Instant::now())
+    }
+
+    /// Does what is to be stopped in a hurry hang, as far as is known?
+    pub fn is_hopeless(&self) -> bool {
+        let haste = self.hurried.and_then(|_| self.orders.hurried());
+        haste.is_some_and(|(_, haste)| haste == Haste::Hopeless)
+    }
+
+    /// The same, no longer than it takes to see whether something hangs, where that is to be expected.
+    pub fn unless_hopeless(self) -> Patience<'a> {
+        if self.is_hopeless() { self.at_most(HOPELESS) } else { self }
     }
 
     /// Has something else been ordered?
@@ -276,14 +300,27 @@ mod tests {
         let hurried = patience.hurried(Duration::from_millis(1));
         assert!(hurried.left() > LONG / 2);
         let other = orders.clone();
-        let teller = thread::spawn(move || other.hurry(true));
+        let teller = thread::spawn(move || other.hurry(Some(Haste::Hurry)));
         assert_eq!(hurried.wait(&[]), Woken::Late, "and it is no order");
         teller.join().expect("no panic");
         assert!(patience.left() > LONG / 2);
         // What begins later has its time, and no more.
         assert_eq!(hurried.within(LONG).wait(&[]), Woken::Late);
-        orders.hurry(false);
+        orders.hurry(None);
         assert!(hurried.left() > LONG / 2);
+    }
+
+    #[test]
+    fn what_hangs_is_waited_for_no_longer_than_it_takes_to_see_that() {
+        let orders = Orders::new().expect("an eventfd");
+        let patience = Patience::new(&orders, 0, None, LONG);
+        let hurried = patience.hurried(LONG);
+        orders.hurry(Some(Haste::Hurry));
+        assert!(hurried.unless_hopeless().left() > LONG / 2 && !hurried.is_hopeless());
+        orders.hurry(Some(Haste::Hopeless));
+        assert!(hurried.is_hopeless() && hurried.unless_hopeless().left() <= HOPELESS);
+        assert!(hurried.left() > LONG / 2, "a command may be done all the same");
+        assert!(!patience.is_hopeless() && patience.unless_hopeless().left() > LONG / 2);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use baton_core::ResourceState;
 
 use super::folder::{Folder, Identity, Record, Resource};
+use super::namespace::Namespace;
 use super::orders::{Order, Orders, Patience, Woken};
 use super::process::Process;
 use super::service::{self, Place};
@@ -55,6 +56,8 @@ pub struct Server {
     wanted: Vec<Resource>,
     resources: Option<Resources>,
     folder: Folder,
+    /// Where its mounts are, if not where the host's are.
+    namespace: Namespace,
     hierarchy: Option<PathBuf>,
     ocf_root: PathBuf,
     guard: Arc<Guard>,
@@ -77,10 +80,11 @@ struct Watch {
 }
 
 impl Server {
-    /// The server as it was left by an earlier agent, if there was one; `resources`: what is configured.
+    /// The server as it was left by an earlier agent, if there was one; `resources`: what is configured. The calling thread is its own
+    /// from now on: it may have left the host's mount namespace.
     ///
     /// # Errors
-    /// The folder can't be written.
+    /// The folder can't be written, or the mount namespace can't be entered.
     pub fn new(
         setup: &Setup,
         name: &str,
@@ -93,9 +97,12 @@ impl Server {
             let filesystems = r.filesystems.iter().cloned().map(Resource::Filesystem);
             filesystems.chain(r.services.iter().cloned().map(Resource::Service)).collect()
         });
+        let others = setup.resources.iter().filter(|r| r.server != name).flat_map(|r| &r.filesystems);
+        let namespace = Namespace::new(&setup.root, name, others.map(|fs| fs.mount.clone()).collect())?;
         let now = Instant::now();
         let mut server = Server {
             name: name.to_owned(),
+            namespace,
             node: setup.node.clone(),
             watches: vec![Watch { next: now, failures: Vec::new() }; wanted.len()],
             wanted,
@@ -268,6 +275,7 @@ impl Server {
     fn start_from(&self, first: usize) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::Failed(format!("{}: {e}", self.folder.path().display()));
         self.wait_for_the_guard()?;
+        self.settle_in()?;
         let identity = self.identify().map_err(failed)?;
         self.stop_strangers()?;
         for place in first..self.wanted.len() {
@@ -281,6 +289,16 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Where nothing of it runs: goes to where its mounts are to be.
+    fn settle_in(&self) -> Result<(), Failure> {
+        let wanted = self.resources.as_ref().is_some_and(|r| r.private_mounts);
+        if wanted == self.namespace.is_inside() || !self.folder.records().is_empty() {
+            return Ok(());
+        }
+        let done = if wanted { self.namespace.make() } else { self.namespace.remove() };
+        done.map_err(|e| Failure::Failed(format!("its mount namespace: {e}")))
     }
 
     /// Stops what was started and is no longer wanted there, in reverse order, with all that comes after it.
@@ -387,6 +405,8 @@ impl Server {
     /// [`Failure`]: something of it still runs, or is mounted.
     pub fn stop_all(&self) -> Result<(), Failure> {
         self.stop_from(0)?;
+        let left = self.namespace.remove();
+        left.map_err(|e| Failure::Failed(format!("its mount namespace: {e}")))?;
         self.guard.stopped(&self.name);
         let Some(identity) = self.folder.identity() else { return Ok(()) };
         let place = self.place(&identity);

@@ -293,7 +293,8 @@ impl Place<'_> {
 
     /// SIGTERM to the process that is the service, and waits for its end.
     fn terminate(&self, record: &Record, patience: &Patience<'_>) -> Result<(), Failure> {
-        let Some(process) = record.process else { return Ok(()) };
+        // It is killed with all that it has started.
+        let Some(process) = record.process.filter(|_| !patience.is_hopeless()) else { return Ok(()) };
         let Ok(fd) = process.open() else { return Ok(()) };
         process.signal(libc::SIGTERM);
         process.signal(libc::SIGCONT);

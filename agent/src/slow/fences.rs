@@ -1,6 +1,6 @@
 //! Between core and what keeps file systems from being written by two nodes: fencing, the watchdog, and the storage units.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::fence::guard::Leased;
 use crate::fence::watchdog::{self, Watchdog};
 use crate::fence::{self, Fencer, Guard, Promise, Request, Reservations};
 use crate::io::kernel::LeaseReader;
-use crate::resources::{Hurry, ROOT};
+use crate::resources::{Haste, Hurry, ROOT};
 use crate::storage::Probers;
 use crate::store::etcd::{Etcd, EtcdError};
 use crate::telemetry::Publisher;
@@ -154,29 +154,38 @@ fn ask<T>(config: &EtcdConfig, question: impl AsyncFn(&Etcd) -> Result<T, EtcdEr
 pub(super) fn watch_units(
     units: &[StorageUnit],
     resources: &[Resources],
-    hurry: Hurry,
+    hurried: Hurry,
     publisher: Arc<Publisher>,
     inputs: mpsc::Sender<Input>,
 ) -> io::Result<Probers> {
     let needs: Vec<(String, Vec<String>)> =
         resources.iter().map(|r| (r.server.clone(), r.storage_units.clone())).collect();
-    let lost = Mutex::new(BTreeSet::new());
+    let lost = Mutex::new(BTreeMap::new());
+    let told = inputs.clone();
     let report = move |unit: &str, state: StorageState| {
         {
             let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
             match state.is_good() {
                 true => lost.remove(unit),
-                false => lost.insert(unit.to_owned()),
+                false => lost.insert(unit.to_owned(), state == StorageState::Hung),
             };
             for (server, units) in needs.iter().filter(|(_, units)| units.iter().any(|u| u == unit)) {
-                hurry.set(server, units.iter().any(|unit| lost.contains(unit)));
+                let mut lost = units.iter().filter_map(|unit| lost.get(unit).copied());
+                let hurry = lost.clone().next().map(|_| match lost.any(|hangs| hangs) {
+                    true => Haste::Hopeless,
+                    false => Haste::Hurry,
+                });
+                hurried.set(server, hurry);
             }
         }
         // The fast thread is gone: so is the reason to tell.
         let _ = inputs.blocking_send(Input::Storage { unit: unit.to_owned(), state });
     };
+    let told = move |unit: &str, asked| {
+        let _ = told.blocking_send(Input::StorageRead { unit: unit.to_owned(), asked });
+    };
     let show = move |units| {
         publisher.units.send_replace(units);
     };
-    Probers::start(units, &(Arc::new(report) as _), &(Arc::new(show) as _))
+    Probers::start(units, &(Arc::new(report) as _), &(Arc::new(told) as _), &(Arc::new(show) as _))
 }

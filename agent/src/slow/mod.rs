@@ -303,6 +303,7 @@ fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, R
         resources: requests,
         resets,
         fences,
+        readers: probers.readers(),
         guard,
         reloads: reloads_rx,
         store: store_link,

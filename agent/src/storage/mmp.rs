@@ -122,6 +122,7 @@ mod tests {
             fence: crate::config::Fence::None,
             storage_units: Vec::new(),
             reset_connections: true,
+            private_mounts: false,
         };
         let told = announce(&[resources(filesystem("ext4", 60)), resources(filesystem("xfs", 60))]);
         let expected = format!(

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use baton_core::StorageState;
+use baton_core::{StorageState, Time};
 
 use crate::config::StorageUnit;
 use crate::resources::orders::{Order, Orders, Patience, Woken};
@@ -34,12 +34,44 @@ const START_AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells how a unit is: at the start, and whenever that has changed.
 pub type Report = Arc<dyn Fn(&str, StorageState) + Send + Sync>;
+/// Tells that a read that was asked for has succeeded, and when it was asked for.
+pub type Told = Arc<dyn Fn(&str, Time) + Send + Sync>;
 /// Shows what was measured of all units, after every read.
 pub type Show = Arc<dyn Fn(Arc<Vec<UnitStats>>) + Send + Sync>;
 
 /// The threads. Dropped: they end, and leave a child that hangs.
 pub struct Probers {
     threads: Vec<(Arc<Orders>, JoinHandle<()>)>,
+    readers: Readers,
+}
+
+/// Asks for reads.
+#[derive(Clone, Default)]
+pub struct Readers(BTreeMap<String, (Arc<Wanted>, Arc<Orders>)>);
+
+impl Readers {
+    /// Wants a unit read at once, and to be told of the first read that has begun from now on and succeeded. Never waits.
+    pub fn read(&self, unit: &str, asked: Time) {
+        if let Some((wanted, orders)) = self.0.get(unit) {
+            wanted.put(asked);
+            orders.give(Order::Start);
+        }
+    }
+}
+
+/// When a read was last asked for that has not succeeded yet.
+#[derive(Default)]
+struct Wanted(Mutex<Option<Time>>);
+
+impl Wanted {
+    fn put(&self, asked: Time) {
+        let mut wanted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *wanted = (*wanted).max(Some(asked));
+    }
+
+    fn take(&self) -> Option<Time> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl Probers {
@@ -47,16 +79,21 @@ impl Probers {
     ///
     /// # Errors
     /// The system has no threads or descriptors left.
-    pub fn start(units: &[StorageUnit], report: &Report, show: &Show) -> io::Result<Probers> {
+    pub fn start(units: &[StorageUnit], report: &Report, told: &Told, show: &Show) -> io::Result<Probers> {
         let board = Arc::new(Board { stats: Mutex::default(), show: show.clone() });
-        let mut probers = Probers { threads: Vec::new() };
+        let mut probers = Probers { threads: Vec::new(), readers: Readers::default() };
         for unit in units {
             let orders = Arc::new(Orders::new()?);
             let stats = UnitStats::new(&unit.name, &unit.device.display().to_string());
             board.put(stats.clone());
+            let wanted = Arc::new(Wanted::default());
+            probers.readers.0.insert(unit.name.clone(), (wanted.clone(), orders.clone()));
             let prober = Prober {
                 unit: unit.clone(),
                 orders: orders.clone(),
+                seen: 0,
+                wanted,
+                told: told.clone(),
                 report: report.clone(),
                 board: board.clone(),
                 judge: Judge::default(),
@@ -67,6 +104,11 @@ impl Probers {
             probers.threads.push((orders, builder.spawn(move || prober.run())?));
         }
         Ok(probers)
+    }
+
+    /// For whoever wants a unit read.
+    pub fn readers(&self) -> Readers {
+        self.readers.clone()
     }
 }
 
@@ -98,7 +140,12 @@ impl Board {
 /// The thread of a unit.
 struct Prober {
     unit: StorageUnit,
+    /// To read at once, or to end.
     orders: Arc<Orders>,
+    /// Number of the order that was last taken.
+    seen: u64,
+    wanted: Arc<Wanted>,
+    told: Told,
     report: Report,
     board: Arc<Board>,
     judge: Judge,
@@ -112,22 +159,31 @@ impl Prober {
         let mut child = None;
         loop {
             let began = Instant::now();
-            let pause = match self.read(&mut child) {
-                Some(()) => (began + self.unit.interval).saturating_duration_since(Instant::now()),
-                None => START_AGAIN,
+            self.seen = self.orders.after(self.seen).map_or(self.seen, |(number, _)| number);
+            // Before the read begins: it is the answer.
+            let wanted = self.wanted.take();
+            let pause = match self.read(&mut child, wanted) {
+                Some(()) => {
+                    let next = (began + self.unit.interval).saturating_duration_since(Instant::now());
+                    Patience::new(&self.orders, self.seen, None, next)
+                }
+                // What can't be asked is not asked again sooner because somebody wants it.
+                None => self.patience(START_AGAIN),
             };
-            if self.orders.after(0).is_some() || self.patience(pause).wait(&[]) == Woken::Told {
+            pause.wait(&[]);
+            if self.patience(Duration::ZERO).is_told() {
                 return;
             }
         }
     }
 
+    /// Until the thread is to end.
     fn patience(&self, limit: Duration) -> Patience<'_> {
-        Patience::new(&self.orders, 0, None, limit)
+        Patience::new(&self.orders, 0, Some(Order::Leave), limit)
     }
 
     /// One read, to its end. `None`: nobody could be asked to.
-    fn read(&mut self, child: &mut Option<Child>) -> Option<()> {
+    fn read(&mut self, child: &mut Option<Child>, wanted: Option<Time>) -> Option<()> {
         if child.is_none() {
             *child = match Child::start(&self.unit.device) {
                 Ok(started) => Some(started),
@@ -144,12 +200,19 @@ impl Prober {
         match answer {
             Some(answer) => {
                 self.failing = false;
+                let good = matches!(answer.outcome, Outcome::Read);
                 self.answered(answer);
+                match wanted {
+                    Some(asked) if good => (self.told)(&self.unit.name, asked),
+                    Some(asked) => self.wanted.put(asked),
+                    None => {}
+                }
                 Some(())
             }
             // It has ended, or was ended by somebody; or this thread is to end.
             None => {
                 *child = None;
+                wanted.into_iter().for_each(|asked| self.wanted.put(asked));
                 None
             }
         }

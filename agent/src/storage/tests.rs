@@ -128,6 +128,7 @@ fn serve(mut device: File, mode: &AtomicU8) {
 struct World {
     probers: Option<Probers>,
     reports: Receiver<StorageState>,
+    told: Receiver<Time>,
     shown: Arc<Mutex<Arc<Vec<UnitStats>>>>,
 }
 
@@ -149,8 +150,14 @@ impl World {
         let board = shown.clone();
         let show = move |stats| *board.lock().expect("no panic") = stats;
         let (report, show): (Report, Show) = (Arc::new(report), Arc::new(show));
-        let probers = Probers::start(&[unit], &report, &show).expect("threads");
-        World { probers: Some(probers), reports, shown }
+        let (sender, told) = channel();
+        let sender = Mutex::new(sender);
+        let tell = move |unit: &str, asked| {
+            assert_eq!(unit, "array-1");
+            let _ = sender.lock().expect("no panic").send(asked); // as above
+        };
+        let probers = Probers::start(&[unit], &report, &(Arc::new(tell) as _), &show).expect("threads");
+        World { probers: Some(probers), reports, told, shown }
     }
 
     fn next(&self) -> StorageState {
@@ -195,6 +202,30 @@ fn a_unit_that_errs_or_hangs_is_told_and_so_is_its_return() {
     assert!(stats.errors >= 3 && stats.took.iter().sum::<u64>() > 3 && !stats.cached, "{stats:?}");
     served.set(ANSWERS);
     assert_eq!(world.next(), StorageState::Good);
+}
+
+#[test]
+fn a_read_that_was_asked_for_is_told_when_it_has_succeeded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let served = Served::new(folder.path());
+    let world = World::new(&served.point);
+    assert_eq!(world.next(), StorageState::Good);
+    assert!(world.told.recv_timeout(Duration::from_millis(100)).is_err(), "nobody has asked");
+    let readers = world.probers.as_ref().expect("threads").readers();
+    readers.read("array-1", Time(1));
+    readers.read("another", Time(9));
+    assert_eq!(world.told.recv_timeout(LONG), Ok(Time(1)));
+    served.set(HANGS);
+    assert_eq!(world.next(), StorageState::Hung);
+    readers.read("array-1", Time(3));
+    readers.read("array-1", Time(2)); // the newest counts
+    assert!(world.told.recv_timeout(Duration::from_millis(100)).is_err(), "it hangs");
+    served.set(ERRS);
+    assert_eq!(errors(world.next()), "I/O error");
+    assert!(world.told.recv_timeout(Duration::from_millis(100)).is_err(), "it errs");
+    served.set(ANSWERS);
+    assert_eq!(world.told.recv_timeout(LONG), Ok(Time(3)));
+    assert!(world.told.recv_timeout(Duration::from_millis(100)).is_err(), "once");
 }
 
 #[test]

@@ -189,6 +189,28 @@ fn files_are_served_on_when_a_path_to_the_disk_hangs() -> Result<()> {
     watched.files.power_on(&owner)?;
     let now = watched.files.wait_well()?;
     ensure!(now != owner, "{owner} serves again");
+    // It waited for nothing but the verdict, what could not be stopped was left to fencing, and nothing was started before that.
+    let first = |node: &str, is_it: &dyn Fn(&serde_json::Value) -> bool| -> Result<Duration> {
+        let events = watched.files.cluster.agent(node)?.events()?;
+        let times = events.iter().filter(|e| is_it(e)).filter_map(|e| e["at"].as_u64());
+        let found = times.map(Duration::from_nanos).find(|time| *time >= at);
+        found.ok_or_else(|| anyhow::anyhow!("{node}: {events:#?}"))
+    };
+    let order = [
+        ("hung", first(&owner, &|e| e["event"] == "storage" && e["state"] == "hung")?),
+        ("left", first(&owner, &|e| e["event"] == "leaving" && e["reason"] == "storage_lost")?),
+        ("not stopped", first(&owner, &|e| e["event"] == "resources_failed")?),
+        ("fenced", first(&now, &|e| e["event"] == "fenced")?),
+        ("started", first(&now, &|e| e["event"] == "resources_started")?),
+        ("served", first(&now, &|e| e["event"] == "serving")?),
+    ];
+    let since = order.map(|(what, time)| format!("{what} {:.0?}", time.saturating_sub(order[0].1)));
+    println!(
+        "since the verdict, which came {:.0?} after the path had hung: {}",
+        order[0].1 - at,
+        since.join(", ")
+    );
+    ensure!(order.is_sorted_by_key(|(_, time)| *time), "{order:?}{}", watched.story(at));
     watched.finish()
 }
 

@@ -170,3 +170,71 @@ fn an_address_is_silent_until_its_services_work() -> Result<()> {
     ensure!(is_mounted(&lab)?);
     Ok(())
 }
+
+/// Runs a command where a virtual server's file systems are seen; returns what it printed.
+fn inside(lab: &Lab, server: &str, command: &str) -> Result<String> {
+    let namespace = format!("--mount=/run/baton/.mounts/{server}");
+    let done = lab.host("fs1")?.run("nsenter", [namespace.as_str(), "sh", "-c", command])?;
+    Ok(format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr)))
+}
+
+/// Neither virtual server sees the other's file system, nor does the node, whatever becomes of the agent.
+#[test]
+fn file_systems_are_private_where_that_is_asked_for() -> Result<()> {
+    const TEAMS: &str = "10.0.0.11";
+    let lab = lab("private", 1, Cable::EventsAtOnce)?;
+    let disks = [disk()?, disk()?];
+    let before = lab.host("fs1")?.state()?;
+    let resources = |server: &str, disk: &LoopDevice| {
+        format!(
+            "private_mounts = true\n[[virtual_server.filesystem]]\ndevice = {:?}\nmount = \"/run/lab/{server}\"\n\
+             type = \"ext4\"\n[[virtual_server.service]]\nkind = \"exec\"\nstart = [\"/bin/sleep\", \"1000\"]\n\
+             monitor = [\"/usr/bin/test\", \"-d\", \"/run/lab/{server}/lost+found\"]\n",
+            disk.path().display().to_string()
+        )
+    };
+    let both = config(1).server("projects", &["10.0.0.10/24"]).server("teams", &["10.0.0.11/24"]).text();
+    // The servers come last in the file, `teams` after `projects`.
+    let (first, second) = both.split_at(both.rfind("\n[[virtual_server]]").unwrap_or(both.len()));
+    let text =
+        format!("{first}\n{}{second}\n{}", resources("projects", &disks[0]), resources("teams", &disks[1]));
+    let mut agent = Agent::start_text(lab.host("fs1")?, &text)?;
+    let served = |agent: &Agent| -> Result<()> {
+        for address in [ADDRESS, TEAMS] {
+            agent.wait_served(client(&lab)?, ip(address), LONG)?;
+        }
+        Ok(())
+    };
+    served(&agent)?;
+    let each_sees_its_own = || -> Result<()> {
+        for (own, other) in [("projects", "teams"), ("teams", "projects")] {
+            let seen = inside(&lab, own, &format!("ls /run/lab/{own}; echo; ls /run/lab/{other}"))?;
+            let (mine, yours) = seen.split_once("\n\n").unwrap_or_default();
+            ensure!(mine.contains("lost+found") && !yours.contains("lost+found"), "{own}: {seen}");
+        }
+        let mounts = read(&lab, "/proc/thread-self/mountinfo")?;
+        ensure!(!mounts.contains(" /run/lab/"), "the node sees them:\n{mounts}");
+        Ok(())
+    };
+    each_sees_its_own()?;
+    let first = main_process(&lab)?;
+
+    agent.kill()?;
+    each_sees_its_own()?;
+    agent.start_again()?;
+    crate::restart::wait_started(&agent, 2)?;
+    served(&agent)?;
+    each_sees_its_own()?;
+    ensure!(main_process(&lab)? == first, "it was started again: {}", agent.log());
+
+    agent.terminate(LONG)?;
+    agent.clean()?;
+    for disk in &disks {
+        let name = disk.path().file_name().context("a name")?.to_owned();
+        ensure!(!std::path::Path::new("/sys/fs/ext4").join(name).exists(), "the file system is in use");
+    }
+    ensure!(!read(&lab, "/proc/thread-self/mountinfo")?.contains(".mounts"), "the namespaces are kept");
+    let difference = before.difference(&lab.host("fs1")?.state()?);
+    ensure!(difference.is_empty(), "{difference:#?}");
+    Ok(())
+}

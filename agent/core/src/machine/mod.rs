@@ -178,6 +178,7 @@ impl Machine {
                 self.fence_answered(server, node, incarnation, failed);
             }
             Input::Storage { unit, state } => self.storage_told(unit, state),
+            Input::StorageRead { unit, asked } => self.storage_read(&unit, asked),
             Input::Failed(effect, error) => self.failed(*effect, error),
             Input::Wake => {}
         }
@@ -497,6 +498,7 @@ impl Machine {
             | Effect::Plan(..)
             | Effect::ResetConnections(_)
             | Effect::Entitle { .. }
+            | Effect::ReadStorage { .. }
             | Effect::Event(_) => {}
         }
         self.repair_at.get_or_insert(self.now + REPAIR_AFTER);

@@ -2,6 +2,8 @@
 //!
 //! What follows in a cluster is in `cluster::storage`. Without one nothing does: there is no other node.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
@@ -32,6 +34,11 @@ impl Machine {
     /// Units that this node does not reach, in the order of their names.
     pub(super) fn lost_units(&self) -> Vec<String> {
         self.units.iter().filter(|(_, unit)| unit.lost.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// When each of them was lost.
+    pub(super) fn lost_at(&self) -> BTreeMap<String, Time> {
+        self.units.iter().filter_map(|(name, unit)| Some((name.clone(), unit.lost?))).collect()
     }
 
     /// Since when this node does not reach a unit; `None`: it does.

@@ -99,7 +99,7 @@ impl Machine {
         }
     }
 
-    fn server_state(&self, server: &Server, vips: &[&Vip]) -> &'static str {
+    pub(super) fn server_state(&self, server: &Server, vips: &[&Vip]) -> &'static str {
         let usable = |v: &&Vip| {
             let answered = !self.is_away(v) || self.is_routed(&server.name, &v.segment);
             answered && v.port.is_some_and(|p| self.ports[p].is_usable())

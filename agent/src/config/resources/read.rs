@@ -14,11 +14,12 @@ pub(in crate::config) struct RawResources {
     pub(in crate::config) fence: Option<At<String>>,
     pub(in crate::config) accepts: Option<At<bool>>,
     pub(in crate::config) resets: Option<bool>,
+    pub(in crate::config) private: Option<At<bool>>,
 }
 
 /// Its keys in `[[virtual_server]]`.
-pub(in crate::config) const KEYS: [&str; 5] =
-    ["filesystem", "service", "fence", "i_accept_corruption", "reset_connections"];
+pub(in crate::config) const KEYS: [&str; 6] =
+    ["filesystem", "service", "fence", "i_accept_corruption", "private_mounts", "reset_connections"];
 
 const FILESYSTEM: &[&str] =
     &["device", "mount", "type", "storage_unit", "options", "fsck", "start_limit", "stop_limit"];
@@ -38,12 +39,14 @@ const OTHER_MOUNTS: [&str; 5] = ["remount", "bind", "rbind", "move", "loop"];
 
 /// Reads what a virtual server has besides addresses.
 pub(in crate::config) fn read(s: &Section<'_, '_>, f: &mut Findings) -> RawResources {
+    let flag = |key, f: &mut Findings| {
+        let at = s.key(key)?;
+        Some(At { value: s.flag(key, f)?, at })
+    };
     let mut raw = RawResources {
         fence: s.word("fence", &["none", "scsi-pr", "agent", "watchdog"], f),
-        accepts: s.key("i_accept_corruption").and_then(|at| {
-            let value = s.flag("i_accept_corruption", f)?;
-            Some(At { value, at })
-        }),
+        accepts: flag("i_accept_corruption", f),
+        private: flag("private_mounts", f),
         resets: s.flag("reset_connections", f),
         ..RawResources::default()
     };

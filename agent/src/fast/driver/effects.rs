@@ -54,6 +54,7 @@ impl Driver {
                 | Effect::ResetConnections(_)
                 | Effect::Fence { .. }
                 | Effect::Entitle { .. }
+                | Effect::ReadStorage { .. }
                 | Effect::Event(_) => run.iter().for_each(|e| self.one(e)),
             }
             rest = after;
@@ -95,6 +96,10 @@ impl Driver {
             Effect::Fence { server, node, incarnation } => {
                 let (server, node, incarnation) = (server.clone(), node.clone(), *incarnation);
                 self.ask_fencing(fence::Request { server, node, incarnation });
+                Ok(())
+            }
+            Effect::ReadStorage { unit, asked } => {
+                self.links.readers.read(unit, *asked);
                 Ok(())
             }
             // Here and now: what follows in this list may let another node start it.

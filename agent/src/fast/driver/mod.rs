@@ -34,6 +34,7 @@ use crate::fast::steering::Steering;
 use crate::fast::{FastError, ResourceRequest, ToSlow};
 use crate::fence;
 use crate::io::kernel::{Kernel, Report};
+use crate::storage::Readers;
 use crate::telemetry::Publisher;
 pub use reload::Reload;
 use stages::{Takes, finished};
@@ -66,6 +67,8 @@ pub struct Links {
     pub resets: Option<mpsc::Sender<ResetRequest>>,
     /// To whoever fences nodes. Bounded: what a full channel doesn't take has failed, and core asks again.
     pub fences: mpsc::Sender<fence::Request>,
+    /// Asks for reads of storage units.
+    pub readers: Readers,
     /// What may run here, for whoever resets this node.
     pub guard: Arc<fence::Guard>,
     /// Other configurations, one at a time.

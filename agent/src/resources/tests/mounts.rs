@@ -13,7 +13,7 @@ use super::*;
 const FREEZE: libc::c_ulong = 0xc004_5877;
 const THAW: libc::c_ulong = 0xc004_5878;
 
-fn device() -> LoopDevice {
+pub(super) fn device() -> LoopDevice {
     formatted(LoopDevice::new(16 << 20).expect("a loop device"))
 }
 
@@ -23,7 +23,7 @@ fn formatted(device: LoopDevice) -> LoopDevice {
     device
 }
 
-fn filesystem(device: &Path, mount: &Path) -> Filesystem {
+pub(super) fn filesystem(device: &Path, mount: &Path) -> Filesystem {
     Filesystem {
         device: device.to_owned(),
         mount: mount.to_owned(),
@@ -45,14 +45,14 @@ fn world(device: &LoopDevice, services: impl FnOnce(&Path) -> Vec<Service>) -> W
     })
 }
 
-fn mounted(world: &World) -> Option<mountinfo::Mount> {
+pub(super) fn mounted(world: &World) -> Option<mountinfo::Mount> {
     let mounts = mountinfo::read().expect("readable");
     let point = world.folder.path().canonicalize().expect("there").join("mount");
     mountinfo::at(&mounts, &point).cloned()
 }
 
 /// Is the file system of this device gone from the kernel?
-fn is_gone(device: &LoopDevice) -> bool {
+pub(super) fn is_gone(device: &LoopDevice) -> bool {
     let name = device.path().file_name().expect("a name").to_owned();
     !Path::new("/sys/fs/ext4").join(name).exists()
 }
@@ -341,13 +341,50 @@ fn an_unmount_that_hangs_is_told_at_once_when_its_unit_is_lost() {
         assert_eq!(world.start(), ResourceState::Running);
         fs::write(world.file("mount/file"), vec![1; 1 << 20]).expect("written");
         freezer.set(FREEZE);
-        world.runner.as_ref().expect("threads").hurry().set(world.server(), true);
+        world.runner.as_ref().expect("threads").hurry().set(world.server(), Some(Haste::Hurry));
         world.order(Order::Stop);
         let told = world.reports.recv_timeout(LONG);
         freezer.set(THAW);
         let why = stop_failed(told.expect("a report"));
         assert!(why.contains("unmount: it hangs in the kernel, as process"), "{why}");
         assert_eq!(world.next(), ResourceState::Stopped);
+    });
+}
+
+/// Of what is known to hang nothing is asked that it could not do: what waits for the device is left to fencing, what doesn't is killed.
+#[test]
+fn what_hangs_with_its_unit_is_neither_asked_nor_waited_for() {
+    private(|| {
+        let device = device();
+        let world = world(&device, |mount| {
+            let on_disk = format!("while true; do echo x > {}/file; sleep 0.02; done", mount.display());
+            let long = Duration::from_secs(3600);
+            let stubborn = "trap '' TERM; while true; do sleep 0.02; done";
+            let services = [foreground(stubborn), foreground(&on_disk)];
+            services.map(|service| Service { stop_limit: long, ..service }).to_vec()
+        });
+        assert_eq!(world.start(), ResourceState::Running);
+        until("the file", || world.file("mount/file").exists());
+        let root = File::open(world.file("mount")).expect("a folder");
+        let ioctl = |request| {
+            // SAFETY: both requests take nothing.
+            let done = unsafe { libc::ioctl(root.as_raw_fd(), request, 0) };
+            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        };
+        ioctl(FREEZE);
+        let [stubborn, on_disk] = world.mains()[..] else { panic!("two processes") };
+        until("it to hang", || on_disk.is_stuck());
+        world.runner.as_ref().expect("threads").hurry().set(world.server(), Some(Haste::Hopeless));
+        world.order(Order::Stop);
+        let told = world.reports.recv_timeout(LONG);
+        let (stuck, killed) = (on_disk.is_alive(), !stubborn.is_alive());
+        ioctl(THAW);
+        drop(root);
+        let why = stop_failed(told.expect("a report"));
+        assert!(why.contains("can't be killed: it hangs in the kernel"), "{why}");
+        assert!(stuck && killed, "what is not stuck is killed");
+        while world.next() != ResourceState::Stopped {}
+        assert!(!on_disk.is_alive() && is_gone(&device));
     });
 }
 

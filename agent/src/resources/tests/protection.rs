@@ -94,7 +94,7 @@ fn a_stop_under_way_is_cut_short_when_a_unit_is_lost() {
         assert_eq!(world.start(), ResourceState::Running);
         world.order(Order::Stop);
         world.silent(Duration::from_millis(100));
-        world.runner.as_ref().expect("threads").hurry().set(world.server(), true);
+        world.runner.as_ref().expect("threads").hurry().set(world.server(), Some(Haste::Hurry));
         assert_eq!(world.next(), ResourceState::Stopped);
     });
 }

@@ -141,6 +141,8 @@ pub(super) struct Cluster {
     fences: Vec<fencing::Fence>,
     /// Virtual servers, and a unit of each that no node reaches, as told.
     told_lost: Vec<(String, String)>,
+    /// Storage units that others have lost, which this node reads for them.
+    reads: Vec<storage::Read>,
     /// The model breaks rule R11 with it.
     #[cfg(test)]
     counts_oneself: bool,
@@ -187,6 +189,7 @@ impl Cluster {
             balancing: balance::Balancing::default(),
             fences: Vec::new(),
             told_lost: Vec::new(),
+            reads: Vec::new(),
             #[cfg(test)]
             counts_oneself: false,
             members,
@@ -377,6 +380,7 @@ impl Machine {
         }
         self.give_verdicts();
         self.follow_segments();
+        self.read_for_others();
         self.publish_node();
         self.attend_to_resources();
         if self.cluster.as_ref().is_none_or(|c| !c.loaded || c.ask_again.is_some()) {
@@ -407,6 +411,9 @@ impl Machine {
             capacity_percent: self.config.as_ref().map_or(100, |c| c.capacity_percent),
             ports: self.ports.iter().filter_map(|p| self.node_port(p)).collect(),
             lost_units: self.lost_units(),
+            lost_at: self.lost_at(),
+            read_since: self.cluster.as_ref().map_or(Vec::new(), Cluster::has_read),
+            unserved: self.unserved(),
         };
         let Some(cluster) = &mut self.cluster else { return };
         if cluster.published.as_ref() != Some(&node) {

@@ -78,7 +78,7 @@ impl Machine {
             Phase::Unknown | Phase::Starting | Phase::Running => self.stop_resources(index),
             Phase::Stopping => {}
             Phase::Stuck => {
-                let Some(reason) = self.releases_stuck(index, reason) else { return };
+                let Some(reason) = self.releases_stuck(index, &next, reason) else { return };
                 let released = Some(Release { next: Some(next), reason, stopping: None });
                 let failed_on = self.failed_on(index, &record);
                 let mut unfenced = self.still_unfenced(index, &record);
@@ -102,11 +102,14 @@ impl Machine {
     /// Is it released although it could not be stopped here, and for which reason? Where it fails here, or its storage is lost, waiting
     /// would leave it unserved for as long as that hangs; who takes it has this node fenced first. Whoever moves it for another reason
     /// can wait.
-    fn releases_stuck(&self, index: usize, reason: Reason) -> Option<Reason> {
+    fn releases_stuck(&self, index: usize, next: &str, reason: Reason) -> Option<Reason> {
         let definition = self.definition(&self.servers[index].name)?;
         match reason {
             Reason::StorageLost | Reason::ServiceFailed => Some(reason),
-            _ => self.is_storage_lost(definition).then_some(Reason::StorageLost),
+            _ => {
+                let lost = self.is_storage_lost(definition) || self.is_storage_good_on(definition, next);
+                lost.then_some(Reason::StorageLost)
+            }
         }
     }
 

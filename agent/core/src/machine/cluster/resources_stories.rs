@@ -304,6 +304,9 @@ impl World {
             }
             Effect::Fence { node, incarnation, .. } => self.order_fence(n, node, incarnation),
             Effect::Entitle { incarnation, .. } => self.nodes[n].entitled = incarnation,
+            Effect::ReadStorage { unit, asked } => {
+                return self.nodes[n].reaches.then_some(Input::StorageRead { unit, asked });
+            }
             Effect::Incarnation(incarnation) => self.nodes[n].incarnation = incarnation,
             Effect::Store(StoreRequest::Publish(record)) => self.nodes[n].published = record,
             Effect::Store(StoreRequest::Write { server, .. }) if server == MASTER => {}

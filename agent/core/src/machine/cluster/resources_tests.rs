@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::resources_world::*;
-use super::tests::{ms, start};
-use crate::cluster::{Entry, Record, Release, StoreInput, StoreRequest, Wish};
+use super::tests::{ms, node, start};
+use crate::cluster::{Entry, NodeRecord, Record, Release, StoreInput, StoreRequest, Wish};
 use crate::config::{Failback, VirtualServer};
 use crate::{Effect, Event, EventKind, FailoverKind, Input, Machine, Reason, ResourceState, TakeTimes};
 
@@ -421,4 +421,30 @@ fn a_start_is_not_served_after_a_write_whose_outcome_is_not_known() {
         matches!(&effects[..], [Effect::Store(StoreRequest::Write { record, .. })] if record.released.is_some())
     );
     assert_eq!(world.pass(60 * SECOND), [], "it waits for that answer, and starts nothing");
+}
+
+#[test]
+fn others_are_told_and_show_what_its_owner_does_not_serve_yet() {
+    let unserved = |world: &mut World| {
+        world.hear(true);
+        let told = world.published.take().map(|node| node.unserved.into_iter().collect::<Vec<_>>());
+        told.map(|all| all.into_iter().map(|(server, how)| format!("{server} {how}")).collect::<Vec<_>>())
+    };
+    let mut world = World::starting();
+    assert_eq!(unserved(&mut world), Some(vec!["vs starting".to_owned()]));
+    assert_eq!(unserved(&mut world), None, "no news");
+    world.report(ResourceState::Running);
+    assert_eq!(unserved(&mut world), Some(Vec::new()));
+    world.report(ResourceState::Broken("no answer".into()));
+    assert_eq!(unserved(&mut world), Some(vec!["vs failed".to_owned()]));
+
+    let mut world = World::idle(Record::of("b", 1, 1, 1));
+    assert_eq!(world.state(), "serving");
+    for how in ["starting", "failed", "stopping"] {
+        let unserved = [("vs".to_owned(), how.to_owned())].into();
+        world.changed(Entry::Node("b".into(), Some(NodeRecord { unserved, ..node(true) })));
+        assert_eq!(world.state(), how);
+    }
+    world.changed(Entry::Node("b".into(), Some(node(true))));
+    assert_eq!(world.state(), "serving");
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::tests::{ms, node, start};
-use crate::cluster::{Entry, MASTER, Record, Release, StoreChange, StoreInput, StoreRequest};
+use crate::cluster::{Entry, MASTER, NodeRecord, Record, Release, StoreChange, StoreInput, StoreRequest};
 use crate::config::VirtualServer;
 use crate::{
     Attachment, Effect, Event, EventKind, IfIndex, Input, Machine, PeerReading, PeerSample, Reason,
@@ -21,6 +21,8 @@ pub(super) struct World {
     pub(super) machine: Machine,
     pub(super) now: Time,
     pub(super) revision: u64,
+    /// What it last published of itself, since somebody looked.
+    pub(super) published: Option<NodeRecord>,
     /// What it asked for when it was started,
     pub(super) started: Vec<Effect>,
     /// and when it had read the store.
@@ -55,7 +57,8 @@ impl World {
         (start.marked, start.running) = (names(marked), names(running));
         let mut machine = Machine::new();
         let started = machine.handle(ms(0), Input::Start(Box::new(start)));
-        let mut world = World { machine, now: ms(0), revision: 1, started, read: Vec::new() };
+        let mut world =
+            World { machine, now: ms(0), revision: 1, published: None, started, read: Vec::new() };
         world.tell(Input::Attached(PORT, Attachment::Native));
         if marked && !running {
             world.tell(Input::MarkCleared("vs".into()));
@@ -100,8 +103,19 @@ impl World {
         world
     }
 
+    /// What it asks for then, but for what it publishes of itself, which is kept.
     pub(super) fn tell(&mut self, input: Input) -> Vec<Effect> {
-        self.machine.handle(self.now, input)
+        let (published, effects): (Vec<Effect>, Vec<Effect>) = self
+            .machine
+            .handle(self.now, input)
+            .into_iter()
+            .partition(|e| matches!(e, Effect::Store(StoreRequest::Publish(_))));
+        for effect in published {
+            if let Effect::Store(StoreRequest::Publish(node)) = effect {
+                self.published = Some(node);
+            }
+        }
+        effects
     }
 
     pub(super) fn report(&mut self, state: ResourceState) -> Vec<Effect> {

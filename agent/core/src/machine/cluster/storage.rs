@@ -2,11 +2,16 @@
 //!
 //! | the unit is lost | then |
 //! |---|---|
-//! | here, for less than [`LOST_AFTER`] | nothing yet: others may be about to say that they don't reach it either |
-//! | here, and another node that may have the virtual server reaches it | given up for the best of these, by priority |
+//! | here, and the best node that may have the virtual server has read it since | given up for that one, by priority |
+//! | here, for less than [`LOST_AFTER`], and that one has not | nothing yet: it may be about to say that it doesn't reach it either |
+//! | here, for longer, and another node that may have it has not lost it, as far as told | given up for the best of these |
 //! | on every node that may have it | it stays where it is, runs on if it runs, and is started nowhere: said once |
 //! | here, and the virtual server may not migrate | it stays, and is not started before the unit is back |
 //! | where its owner is dead, on all others | nobody takes it: said once, by the master |
+//!
+//! The others read a unit at once when one says that it has lost it, and say when that has succeeded
+//! ([`crate::cluster::NodeRecord::read_since`]): a read that began after the loss was told, so what has gone for all is not taken for
+//! what has gone for one. An answer counts for one loss, which its time tells from any other.
 //!
 //! A node tells what it has lost in its record ([`crate::cluster::NodeRecord::lost_units`]); what is not there it reaches. Where it has
 //! lost a unit it is in no succession, and nothing is moved there.
@@ -14,17 +19,39 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::super::Machine;
 use super::super::resources::Phase;
 use super::Cluster;
+use crate::cluster::UnitRead;
 use crate::config::VirtualServer;
-use crate::{EventKind, Time};
+use crate::{Effect, EventKind, Time};
 
-/// A node that has lost a storage unit waits so long for the others to say that they have, too. They look at it at other times than
-/// this one, and one may see errors where the other sees nothing for a while.
+/// A node that has lost a storage unit waits so long for the others to say that they have, too, or that they have not. They look at it
+/// at other times than this one, and one may see errors where the other sees nothing for a while.
 pub(super) const LOST_AFTER: Duration = Duration::from_secs(1);
 
+/// A unit that another node says it has lost, which this one is asked to read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Read {
+    of: UnitRead,
+    asked: Time,
+    done: bool,
+}
+
 impl Cluster {
+    /// What this node has read since others said that they had lost it.
+    pub(super) fn has_read(&self) -> Vec<UnitRead> {
+        self.reads.iter().filter(|read| read.done).map(|read| read.of.clone()).collect()
+    }
+
+    /// Has this node read it since this one lost it?
+    fn is_read_by(&self, node: &str, unit: &str, lost_at: Time) -> bool {
+        let is_it = |read: &UnitRead| read.unit == unit && read.node == self.me && read.lost_at == lost_at;
+        self.nodes.get(node).is_some_and(|n| n.read_since.iter().any(is_it))
+    }
+
     /// Does this node reach all these units, as far as it has told?
     pub(super) fn reaches_units(&self, node: &str, units: &[String]) -> bool {
         units.iter().all(|unit| self.reaches_unit(node, unit))
@@ -52,9 +79,61 @@ impl Machine {
         definition.storage_units.iter().filter_map(|unit| self.lost_since(unit)).min()
     }
 
+    /// Has this node lost a unit that the virtual server needs?
+    pub(super) fn has_lost_storage(&self, definition: &VirtualServer) -> bool {
+        self.storage_lost(definition).is_some()
+    }
+
     /// Has this node lost a unit that the virtual server needs, for so long that the others would have said so of themselves?
     pub(super) fn is_storage_lost(&self, definition: &VirtualServer) -> bool {
         self.storage_lost(definition).is_some_and(|t| t + LOST_AFTER <= self.now)
+    }
+
+    /// Has this other node read whatever is lost here of what the virtual server needs, since it was lost?
+    pub(super) fn is_storage_good_on(&self, definition: &VirtualServer, node: &str) -> bool {
+        let Some(cluster) = &self.cluster else { return false };
+        let lost = definition.storage_units.iter().filter_map(|unit| Some((unit, self.lost_since(unit)?)));
+        let mut lost = lost.peekable();
+        lost.peek().is_some() && lost.all(|(unit, at)| cluster.is_read_by(node, unit, at))
+    }
+
+    /// Asks for a read of what others say that they have lost, once for each loss. What is lost here, too, is not asked for.
+    pub(super) fn read_for_others(&mut self) {
+        let now = self.now;
+        let units = self.all_units();
+        let Some(cluster) = &self.cluster else { return };
+        if cluster.reads.is_empty() && cluster.nodes.values().all(|n| n.lost_at.is_empty()) {
+            return;
+        }
+        let others = cluster.nodes.iter().filter(|(name, _)| **name != cluster.me);
+        let losses = others.flat_map(|(name, node)| {
+            let loss = |(unit, at): (&String, &Time)| UnitRead {
+                unit: unit.clone(),
+                node: name.clone(),
+                lost_at: *at,
+            };
+            node.lost_at.iter().map(loss)
+        });
+        let here = |unit: &String| units.contains(unit) && self.lost_since(unit).is_none();
+        let losses: Vec<UnitRead> = losses.filter(|loss| here(&loss.unit)).collect();
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.reads.retain(|read| losses.contains(&read.of));
+        let mut asked = BTreeSet::new();
+        for of in losses {
+            if !cluster.reads.iter().any(|read| read.of == of) {
+                asked.insert(of.unit.clone());
+                cluster.reads.push(Read { of, asked: now, done: false });
+            }
+        }
+        // The newest question is the one that is answered.
+        cluster.reads.iter_mut().filter(|r| asked.contains(&r.of.unit)).for_each(|r| r.asked = now);
+        self.out.extend(asked.into_iter().map(|unit| Effect::ReadStorage { unit, asked: now }));
+    }
+
+    /// A unit has been read, after this was asked for.
+    pub(in crate::machine) fn storage_read(&mut self, unit: &str, asked: Time) {
+        let reads = self.cluster.iter_mut().flat_map(|c| &mut c.reads);
+        reads.filter(|r| r.of.unit == unit && r.asked <= asked).for_each(|r| r.done = true);
     }
 
     /// Has it just lost one?

@@ -5,15 +5,13 @@ use std::time::Duration;
 use super::fencing_tests::entitle;
 use super::resources_world::*;
 use super::tests::node;
-use crate::cluster::{Entry, MASTER, NodeRecord, Record, StoreRequest, Wish};
+use crate::cluster::{Entry, MASTER, NodeRecord, Record, StoreRequest, UnitRead, Wish};
 use crate::config::{Failback, VirtualServer};
-use crate::{Effect, Event, EventKind, Input, Reason, ResourceState, StorageState};
+use crate::{Effect, Event, EventKind, Input, Reason, ResourceState, StorageState, Time};
 
 impl World {
     fn storage(&mut self, state: StorageState) -> Vec<Effect> {
-        let effects = self.tell(Input::Storage { unit: "array".into(), state });
-        let published = |e: &Effect| matches!(e, Effect::Store(StoreRequest::Publish(_)));
-        effects.into_iter().filter(|e| !published(e)).collect()
+        self.tell(Input::Storage { unit: "array".into(), state })
     }
 
     fn unit(&self, state: &str, what: Option<&str>) -> Effect {
@@ -23,6 +21,19 @@ impl World {
 
     fn lost_everywhere(&self) -> Effect {
         self.event(EventKind::StorageLostEverywhere { server: "vs".into(), unit: "array".into() })
+    }
+
+    /// Another node tells that it has read the unit since this one lost it at that time.
+    fn reads(&mut self, name: &str, lost_at: Time) -> Vec<Effect> {
+        let read_since = vec![UnitRead { unit: "array".into(), node: "a".into(), lost_at }];
+        self.changed(Entry::Node(name.into(), Some(NodeRecord { read_since, ..node(true) })))
+    }
+
+    /// Another node tells that it has lost the unit at that time.
+    fn loses(&mut self, name: &str, lost_at: Time) -> Vec<Effect> {
+        let lost = ("array".to_owned(), lost_at);
+        let record = NodeRecord { lost_units: vec!["array".into()], lost_at: [lost].into(), ..node(true) };
+        self.changed(Entry::Node(name.into(), Some(record)))
     }
 
     /// Another node tells that it has lost the unit, or has it again.
@@ -70,21 +81,81 @@ fn what_has_lost_its_storage_goes_to_a_node_that_reaches_it() {
 #[test]
 fn what_others_need_to_know_is_told() {
     let mut world = World::fenced_serving();
-    let lost = |effects: Vec<Effect>| {
-        effects.into_iter().find_map(|e| match e {
-            Effect::Store(StoreRequest::Publish(node)) => Some(node.lost_units),
-            _ => None,
-        })
-    };
+    world.published = None;
     let tell = |world: &mut World, state| {
-        let effects = world.tell(Input::Storage { unit: "array".into(), state });
-        lost(effects)
+        world.storage(state);
+        world.published.take().map(|node| node.lost_units)
     };
     assert_eq!(tell(&mut world, StorageState::Good), None, "nobody has doubted it");
     assert_eq!(tell(&mut world, StorageState::Missing), Some(vec!["array".to_owned()]));
     assert_eq!(tell(&mut world, StorageState::Hung), None);
     assert_eq!(tell(&mut world, StorageState::Good), Some(Vec::new()));
     assert_eq!(world.pass(10 * SECOND), []);
+}
+
+#[test]
+fn what_another_node_has_read_since_goes_there_at_once() {
+    let mut world = World::fenced_serving();
+    world.pass(SECOND);
+    let lost_at = world.now;
+    world.storage(StorageState::Hung);
+    assert_eq!(
+        world.published.clone().map(|node| node.lost_at),
+        Some([("array".to_owned(), lost_at)].into())
+    );
+    assert_eq!(goes_to(&world.reads("c", lost_at)), None, "the best one has not said");
+    assert_eq!(goes_to(&world.reads("b", Time(lost_at.0 - 1))), None, "that was another loss");
+    let effects = world.reads("b", lost_at);
+    assert_eq!(effects, [vec![world.leaving("b", Reason::StorageLost)], unserved().to_vec()].concat());
+    assert_eq!(world.cleared(), [stop()]);
+    // What could not be stopped is released all the same, for whoever takes it fences this node.
+    let effects = world.report(ResourceState::StopFailed("it hangs".into()));
+    let unfenced = vec![("a".to_owned(), 1)];
+    let record = Record { unfenced, ..released("a", 1, "b", Reason::StorageLost) };
+    let write = StoreRequest::Write { server: "vs".into(), expected: 1, record };
+    assert_eq!(effects, [world.failed("it hangs"), entitle(None), Effect::Store(write)]);
+}
+
+#[test]
+fn what_the_best_node_has_lost_too_goes_to_the_next_one_that_has_read_it() {
+    let mut world = World::fenced_serving();
+    world.storage(StorageState::Hung);
+    let lost_at = world.now;
+    assert_eq!(goes_to(&world.reads("c", lost_at)), None);
+    assert_eq!(goes_to(&world.other("b", true)), Some(("c", Reason::StorageLost)));
+}
+
+#[test]
+fn what_others_have_lost_is_read_for_them() {
+    let mut world = World::fenced_serving();
+    let read = |asked| vec![Effect::ReadStorage { unit: "array".into(), asked }];
+    let answer = |world: &mut World, asked| {
+        world.published = None;
+        assert_eq!(world.tell(Input::StorageRead { unit: "array".into(), asked }), []);
+        let read = |node: NodeRecord| node.read_since.into_iter().map(|r| (r.node, r.lost_at.0)).collect();
+        world.published.take().map(read)
+    };
+    let first = world.now;
+    assert_eq!(world.loses("b", Time(7)), read(first));
+    assert_eq!(world.loses("b", Time(7)), [], "once");
+    world.pass(SECOND);
+    let second = world.now;
+    assert_eq!(world.loses("c", Time(8)), read(second));
+    assert_eq!(answer(&mut world, first), None, "it may have begun before c has said so");
+    let both: Vec<(String, u64)> = vec![("b".into(), 7), ("c".into(), 8)];
+    assert_eq!(answer(&mut world, second), Some(both));
+    // A loss that is over, and another one.
+    assert_eq!(world.other("b", false), []);
+    assert_eq!(world.published.take().expect("told").read_since.len(), 1);
+    assert_eq!(world.loses("b", Time(9)), read(second));
+    assert_eq!(answer(&mut world, second), Some(vec![("c".into(), 8), ("b".into(), 9)]));
+    // What this node has lost itself it has not read, and is not asked for.
+    world.storage(StorageState::Hung);
+    assert_eq!(world.published.take().expect("told").read_since, []);
+    assert_eq!(world.loses("c", Time(10)), []);
+    assert_eq!(answer(&mut world, second), None);
+    let told = world.storage(StorageState::Good);
+    assert!(told.contains(&read(second)[0]), "{told:?}");
 }
 
 #[test]

@@ -239,9 +239,10 @@ impl Machine {
             let first = self.order(server, &fit(), &hands()).first().map(|c| c.node)?;
             (fails || !has_failed(first)).then(|| first.to_owned())
         };
-        if self.is_storage_lost(definition)
+        if self.has_lost_storage(definition)
             && cluster.reachable
             && let Some(first) = self.order(server, &fit(), &hands()).first()
+            && (self.is_storage_lost(definition) || self.is_storage_good_on(definition, first.node))
         {
             return Some((first.node.to_owned(), Reason::StorageLost));
         }

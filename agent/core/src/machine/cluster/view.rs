@@ -1,7 +1,9 @@
 //! What is published of the cluster.
 
-use super::super::Machine;
+use std::collections::BTreeMap;
+
 use super::super::resources::Phase;
+use super::super::{Machine, Server};
 use super::Cluster;
 use crate::cluster::{MASTER, Member, NodePort};
 use crate::plan::NodeState;
@@ -22,10 +24,21 @@ impl Cluster {
             // The owner, too: nobody else can have it.
             Some(NodeState::Up | NodeState::Draining) if record.failed_on.contains(&record.node) => "failed",
             Some(NodeState::Up | NodeState::Draining) if !record.unfenced.is_empty() => "starting",
-            Some(NodeState::Up | NodeState::Draining) => "serving",
+            Some(NodeState::Up | NodeState::Draining) => self.told_of(server, &record.node),
             Some(NodeState::Dead | NodeState::Unknown) | None => "failed",
         };
         (Some(record.node.clone()), state, record.epoch)
+    }
+
+    /// How its owner tells that it is.
+    fn told_of(&self, server: &str, owner: &str) -> &'static str {
+        let told = self.nodes.get(owner).and_then(|node| node.unserved.get(server));
+        match told.map(String::as_str) {
+            None => "serving",
+            Some("stopping") => "stopping",
+            Some("failed") => "failed",
+            Some(_) => "starting",
+        }
     }
 }
 
@@ -65,6 +78,18 @@ impl Machine {
             }
         };
         Some(cluster.members.nodes.iter().map(view).collect())
+    }
+
+    /// What this node owns and does not serve, where it has file systems or services: how it is. The others can't tell otherwise.
+    pub(super) fn unserved(&self) -> BTreeMap<String, String> {
+        let Some(cluster) = &self.cluster else { return BTreeMap::new() };
+        let own = |server: &&Server| {
+            let record = cluster.records.get(&server.name).map(|(r, _)| r);
+            let owns = record.is_some_and(|r| cluster.is_own(r) && r.released.is_none());
+            owns && server.resources.is_some() && !server.marked
+        };
+        let how = |server: &Server| (server.name.clone(), self.server_state(server, &[]).to_owned());
+        self.servers.iter().filter(own).map(how).collect()
     }
 
     /// Owner, state and epoch of a virtual server that is not served here; `None`: it is, or there is no cluster.

@@ -352,7 +352,8 @@ impl World {
             | Effect::ForgetUnresolved(_)
             // Nothing here is fenced.
             | Effect::Fence { .. }
-            | Effect::Entitle { .. } => None,
+            | Effect::Entitle { .. }
+            | Effect::ReadStorage { .. } => None,
             Effect::StartResources(_) => {
                 node.runs = Runs::Starting;
                 None
