@@ -275,8 +275,9 @@ impl Server {
     fn start_from(&self, first: usize) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::Failed(format!("{}: {e}", self.folder.path().display()));
         self.wait_for_the_guard()?;
-        self.settle_in()?;
+        // Before there is anything that whoever cleans up must find.
         let identity = self.identify().map_err(failed)?;
+        self.settle_in()?;
         self.stop_strangers()?;
         for place in first..self.wanted.len() {
             let wanted = self.wanted[place].clone();
