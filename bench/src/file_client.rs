@@ -33,9 +33,10 @@ const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(2);
 /// A stall that begins later than this after the fault is not the fault's.
 const BEGINS: Duration = Duration::from_secs(1);
-/// The same where a disk is to blame: it takes a while until that is found, and what is in memory is read on until then.
+/// The same where a disk is to blame: it takes a while until that is found, and what is in memory is read on until then. Any stall of
+/// the run is the fault's.
 const AFTER_STORAGE: Duration = Duration::from_secs(5);
-const BEGINS_STORAGE: Duration = Duration::from_secs(3);
+const BEGINS_STORAGE: Duration = Duration::from_secs(10);
 /// Answers that show that it goes on.
 const ANSWERS: usize = 20;
 /// How long the client may wait at most.
@@ -300,7 +301,8 @@ const INTRO: &str = "How long an NFS client waits at a fault, and what it gets o
 fn body(report: &Report, lines: &BTreeMap<String, BTreeMap<&'static str, Line>>) -> String {
     let rows = report.rows();
     let section = |(scenario, lines): (&String, &BTreeMap<&'static str, Line>)| {
-        let of_scenario: Vec<&Row> = rows.iter().filter(|row| row.scenario == *scenario).collect();
+        let is_shown = |row: &&Row| row.scenario == *scenario && row.metric == "client_stall";
+        let of_scenario: Vec<&Row> = rows.iter().filter(is_shown).collect();
         let unit = if scenario.ends_with(METADATA) { "1/s" } else { "B/s" };
         let drawing = chart::timeline(scenario, timeline::SECONDS, &timeline::bands(lines, unit));
         html::section(scenario, &drawing, &html::table(&of_scenario))
