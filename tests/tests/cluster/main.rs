@@ -18,6 +18,7 @@ mod pause;
 mod reroute;
 mod resets;
 mod secure;
+mod smb;
 mod store;
 mod wakes;
 
