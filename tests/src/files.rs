@@ -53,7 +53,25 @@ pub fn spec(more: &str) -> ClusterSpec {
 
 /// The same, with other words about fencing.
 pub fn fenced_spec(fence: &str, more: &str) -> ClusterSpec {
-    let mut spec = ClusterSpec::new().server(SERVER, &[&format!("{ADDRESS}/24")], &resources(fence, more));
+    let nfs = format!(
+        "kind = \"nfs-ganesha\"\nprotocols = [3, 4]\nmonitor_every = \"200ms\"\n\
+         exports = [{{ path = {MOUNT:?}, squash = \"none\" }}]\n{more}"
+    );
+    spec_of(fence, &nfs)
+}
+
+/// The same with an SMB server, which shares the file system, with everybody, as `files`.
+pub fn smb_spec() -> ClusterSpec {
+    let smb = format!(
+        "kind = \"samba\"\nmonitor_every = \"200ms\"\nmonitor_limit = \"5s\"\n\
+         shares = [{{ path = {MOUNT:?}, name = \"files\", guest = true, force_user = \"root\" }}]"
+    );
+    spec_of("fence = \"none\"\ni_accept_corruption = true", &smb)
+}
+
+fn spec_of(fence: &str, service: &str) -> ClusterSpec {
+    let resources = resources(fence, service);
+    let mut spec = ClusterSpec::new().server(SERVER, &[&format!("{ADDRESS}/24")], &resources);
     spec.witnesses = vec!["n3".to_owned()];
     // An agent that is killed here is started again, however slow the machine is just now: who takes over from it, without
     // fencing, mounts what is still mounted.
@@ -61,12 +79,11 @@ pub fn fenced_spec(fence: &str, more: &str) -> ClusterSpec {
     spec
 }
 
-fn resources(fence: &str, more: &str) -> String {
+fn resources(fence: &str, service: &str) -> String {
     format!(
         "{fence}\n\
          [[virtual_server.filesystem]]\ndevice = {LINK:?}\nmount = {MOUNT:?}\ntype = \"ext4\"\nstorage_unit = \"disk\"\n\
-         [[virtual_server.service]]\nkind = \"nfs-ganesha\"\nprotocols = [3, 4]\nmonitor_every = \"200ms\"\n\
-         exports = [{{ path = {MOUNT:?}, squash = \"none\" }}]\n{more}\n\
+         [[virtual_server.service]]\n{service}\n\
          [[storage_unit]]\nname = \"disk\"\nlimit = \"1s\"\n"
     )
 }

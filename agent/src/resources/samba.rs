@@ -131,6 +131,8 @@ fn configuration(place: &Place<'_>, config: &Samba, number: usize, memory: &Path
     printcap name = /dev/null
     disable spoolss = yes
     usershare max shares = 0
+    strict sync = yes
+    sync always = yes
 ",
         netbios_name(place.server)
     );
@@ -275,7 +277,7 @@ mod tests {
         {
             assert!(at(line) > included, "{line} before it:\n{text}");
         }
-        for line in ["    passdb backend =", "    server min protocol ="] {
+        for line in ["    passdb backend =", "    server min protocol =", "    sync always = yes"] {
             assert!(at(line) < included, "{line} after it:\n{text}");
         }
     }

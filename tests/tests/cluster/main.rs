@@ -19,6 +19,7 @@ mod pause;
 mod reroute;
 mod resets;
 mod secure;
+mod smb;
 mod store;
 mod upgrade;
 mod wakes;
