@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use baton::hooks::{Hook, Hooks};
 use baton::telemetry::reference::GROUPS;
 use baton::telemetry::{
     self, DeviceCounters, KeptConnections, Metrics, PathStats, StorageCounters, UnitStats, VipCounters,
@@ -48,7 +50,14 @@ fn the_rules_are_good_and_fire_when_they_should() {
 fn metrics() -> String {
     let (publisher, published) = telemetry::channel();
     publisher.host.send_replace(Some(HostSample { cpu: 250, cpu_pressure: 125, memory_pressure: 1 }));
-    let metrics = Metrics::new(published);
+    let hook = Hook {
+        name: "page".into(),
+        on: vec!["all".into()],
+        run: vec!["/bin/true".into()],
+        timeout: Duration::from_secs(1),
+    };
+    let hooks = Hooks::start("fs1", vec![hook]).expect("a thread");
+    let metrics = Metrics::with_hooks(published, hooks.runs());
     let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
     let stages = [(Stage::Announced, 140e-6)].into();
     for kind in [
@@ -135,7 +144,14 @@ fn all_metrics() -> String {
         .send_replace(vec![KeptConnections { server: server.clone(), kept: 1, beyond: 0 }].into());
     let unit = UnitStats { state: Some(StorageState::Good), ..UnitStats::new("array-1", "/dev/sda") };
     publisher.units.send_replace(vec![unit].into());
-    let metrics = Metrics::new(published);
+    let hook = Hook {
+        name: "page".into(),
+        on: vec!["all".into()],
+        run: vec!["/bin/true".into()],
+        timeout: Duration::from_secs(1),
+    };
+    let hooks = Hooks::start("fs1", vec![hook]).expect("a thread");
+    let metrics = Metrics::with_hooks(published, hooks.runs());
     let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
     for kind in [
         EventKind::Failover { kind, reason, moves: Vec::new() },
