@@ -35,6 +35,7 @@ impl Disk {
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("disk".into()).spawn(move || {
+            crate::confine::thread();
             let Disk { mut store, incarnation, journal, state, inputs } = self;
             let journal = journal::run(events, journal, published, metrics);
             let work = work(records, &mut *store, incarnation, state, inputs);

@@ -20,8 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use aya_log::EbpfLogger;
@@ -31,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::{DefinitionsError, Fencing, Loaded, Resources, StoreKind};
+use crate::confine;
 use crate::connections;
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
@@ -56,6 +58,8 @@ const RESETS: usize = 4096;
 const FENCES: usize = 256;
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
+/// Bytes; as much as a main thread has.
+const STACK: usize = 8 << 20;
 
 /// Why the agent could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -130,9 +134,32 @@ pub fn run(loaded: Loaded) -> Result<(), RunError> {
     }
     // For the life of the process (lease.md, R8).
     let _lock = control::lock(state)?;
-    // New definitions are taken up as a restarted agent would: everything that is there is adopted.
-    while run_once(&loaded)? == Ended::Definitions {}
-    Ok(())
+    if is_simple(&loaded) {
+        confine::thread();
+    }
+    // New definitions are taken up as a restarted agent would: everything that is there is adopted. Each time by a thread that is not
+    // confined yet, for the definitions may bring file systems and services.
+    loop {
+        let ended = thread::scope(|scope| {
+            let run = thread::Builder::new().name("slow".into()).stack_size(STACK);
+            let run = run.spawn_scoped(scope, || run_once(&loaded)).map_err(RunError::Start)?;
+            run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        if ended == Ended::Stop {
+            return Ok(());
+        }
+    }
+}
+
+/// Nothing is ever to be mounted, started or fenced by this agent: its configuration has nothing of that, and nothing is left of an
+/// earlier one.
+fn is_simple(loaded: &Loaded) -> bool {
+    let agent = &loaded.agent;
+    agent.store.kind == StoreKind::File
+        && agent.units.is_empty()
+        && agent.resources.iter().all(|r| r.filesystems.is_empty() && r.services.is_empty())
+        && crate::resources::found(Path::new(crate::resources::ROOT)).is_empty()
+        && !fences::note().exists()
 }
 
 /// Why a run ended.
@@ -274,9 +301,12 @@ fn run_once(loaded: &Loaded) -> Result<Ended, RunError> {
     let setup = Setup { config, incarnation, cluster: start, running, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
+    // From here on it only talks and waits.
+    confine::thread();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
     let outcome = runtime.block_on(async {
+        tokio::spawn(confine::report());
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
         tokio::spawn(sampler.run());
