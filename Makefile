@@ -6,7 +6,8 @@
 #   make fuzz    feed the parser of probe frames with what libFuzzer makes up, then that of configurations, for FUZZ_SECONDS (300) each
 #   make docs    the documentation in docs/ as a book, where mdbook is installed
 #   make setup   only install what the others need
-#   make deb     build the Debian package, below target/debian
+#   make audit   ask the database of advisories (needs the network) about what Baton depends on
+#   make deb     build the Debian package, below target/deb
 #   make test-deb install, start, upgrade, remove and purge it in a throw-away root
 #   make install put the agent, its unit and an example configuration on this machine
 
@@ -47,7 +48,8 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench build demo test lint bench fuzz docs deb test-deb install
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench setup-deny build demo test lint deny audit bench fuzz docs deb \
+	test-deb install
 
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -111,6 +113,18 @@ lint: build setup-lint
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	cd ebpf && $(CARGO) clippy --locked --bin baton-ebpf --target-dir ../target/ebpf -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(MAKE) --no-print-directory deny
+
+# Licences, banned crates and sources of what is depended upon: needs nothing from outside.
+deny: setup-deny
+	$(CARGO) deny --locked check licenses bans sources
+
+# Known vulnerabilities: fetches the database of advisories from github.com.
+audit: setup-deny
+	$(CARGO) deny --locked check advisories
+
+setup-deny: setup
+	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --version 0.20.2 --locked
 
 # Stress of each of Baton's two profiles.
 STEADY_MINUTES ?= 10
@@ -138,22 +152,21 @@ docs:
 	@if command -v mdbook >/dev/null; then mdbook build docs; else \
 		echo "docs: read them in docs/src, from first-cluster.md on; for a book: cargo install mdbook, then make docs"; fi
 
-# What is built by another profile is for tests.
-DEB_PROFILE ?= release
 DEB_VERSION ?= 0.1.0-1
+DEB_FOLDER ?= target/deb
 deb: setup
 	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --version 3.8.0 --locked
-	$(CARGO) build --locked --workspace --bins --profile $(DEB_PROFILE)
-	target/$(DEB_PROFILE:dev=debug)/baton-package target/pages
-	$(CARGO) deb --no-build --strip --profile $(DEB_PROFILE) -p baton --deb-version $(DEB_VERSION) --output target/debian/
+	$(CARGO) build --locked --workspace --bins --release
+	target/release/baton-package target/pages
+	$(CARGO) deb --no-build -q --fast -p baton --deb-version $(DEB_VERSION) --output $(DEB_FOLDER)/
 
 # The same programs once more as the next version. ROOT: a tree of Debian's that is installed into (a copy, of which nothing is
 # kept), instead of this machine's own.
 ROOT ?= /
 test-deb: deb
 	$(call install,lintian man-db iputils-ping)
-	$(MAKE) --no-print-directory deb DEB_VERSION=0.1.1-1
-	package/life-cycle target/debian/baton_0.1.0-1_*.deb target/debian/baton_0.1.1-1_*.deb $(ROOT)
+	$(MAKE) --no-print-directory deb DEB_VERSION=0.1.1-1 DEB_FOLDER=target/deb/next
+	agent/package/life-cycle target/deb/baton_0.1.0-1_*.deb target/deb/next/baton_0.1.1-1_*.deb $(ROOT)
 
 install: setup
 	$(CARGO) build --locked --release -p baton

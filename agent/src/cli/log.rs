@@ -31,8 +31,8 @@ impl Drop for Flush {
 }
 
 /// Sets the log up: warnings and worse, unless RUST_LOG says otherwise. For people on a terminal, without time stamps
-/// under systemd (its journal has them), else as JSON.
-pub(super) fn init() -> Flush {
+/// under systemd (its journal has them), else as JSON. The thread may be confined.
+pub(super) fn init(confined: bool) -> Flush {
     let (filter, bad) = match std::env::var("RUST_LOG") {
         Ok(text) => match EnvFilter::try_new(&text) {
             Ok(filter) => (filter, None),
@@ -44,7 +44,13 @@ pub(super) fn init() -> Flush {
     let lines = Lines { sender: sender.clone(), dropped: Arc::default() };
     let dropped = lines.dropped.clone();
     // Without that thread (out of processes) everything works but the log.
-    let _ = std::thread::Builder::new().name("log".to_owned()).spawn(move || write(&receiver, &dropped));
+    let write = move || {
+        if confined {
+            crate::confine::thread();
+        }
+        write(&receiver, &dropped);
+    };
+    let _ = std::thread::Builder::new().name("log".to_owned()).spawn(write);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
     let result = if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().with_ansi(false).try_init()

@@ -196,7 +196,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     // On wrong usage, clap prints why and exits with 2; on --help and --version with 0.
     let cli = Cli::parse();
-    let _flushed = log::init();
+    let _flushed = log::init(matches!(cli.command, Command::Run));
     match cli.run() {
         Ok(()) | Err(CliError::Unread) => ExitCode::SUCCESS,
         Err(CliError::Config(errors)) => {

@@ -81,6 +81,9 @@ pub struct Setup {
 /// The thread or its runtime can't be had.
 pub fn spawn(setup: Setup) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let keep = move || LocalSet::new().block_on(&runtime, Keeper::new(setup).run());
+    let keep = move || {
+        crate::confine::thread();
+        LocalSet::new().block_on(&runtime, Keeper::new(setup).run());
+    };
     thread::Builder::new().name("connections".into()).spawn(keep)
 }

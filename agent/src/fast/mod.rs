@@ -125,6 +125,7 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<Result<(), FastError>>> {
     thread::Builder::new().name("fast".into()).spawn(move || {
         let _ended = ended;
+        crate::confine::thread();
         if let Err(e) = realtime(FIFO_PRIORITY) {
             tracing::warn!(
                 "not real-time ({e}): a busy machine can delay failovers; give CAP_SYS_NICE and CAP_IPC_LOCK"

@@ -222,6 +222,11 @@ pub fn check_agents(resources: &[Resources], ocf_root: &Path) -> Vec<String> {
     told.collect()
 }
 
+/// The virtual servers of which agents of this node have left something below `root`.
+pub fn found(root: &Path) -> Vec<String> {
+    Folder::all(root)
+}
+
 /// Stops all that agents of this node have left: for `baton clean`. Returns what could not be stopped.
 ///
 /// # Errors

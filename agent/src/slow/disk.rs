@@ -39,6 +39,7 @@ impl Disk {
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("disk".into()).spawn(move || {
+            crate::confine::thread();
             let Disk { mut store, incarnation, journal, state, has_services, inputs } = self;
             let journal = journal::run(events, journal, published, metrics, hooks);
             let work = work(records, &mut *store, incarnation, state, has_services, inputs);

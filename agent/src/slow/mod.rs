@@ -23,6 +23,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use aya_log::EbpfLogger;
@@ -32,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::{DefinitionsError, Fencing, Loaded, Resources, StoreKind};
+use crate::confine;
 use crate::connections;
 use crate::control::{self, LockError};
 use crate::fast::{self, FastError, Identity, Links, PathReader, Probing, Setup};
@@ -63,6 +65,8 @@ const RELOADS: usize = 4;
 const ANSWERED: Duration = Duration::from_millis(50);
 /// Inputs under way to core; the slow side waits.
 const INPUTS: usize = 256;
+/// Bytes; as much as a main thread has.
+const STACK: usize = 8 << 20;
 
 /// Why the agent could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -141,10 +145,21 @@ pub fn run(file: &Path, loaded: Loaded) -> Result<(), RunError> {
     let _lock = control::lock(state)?;
     let file = std::path::absolute(file).map_err(|error| RunError::Path { path: file.to_owned(), error })?;
     let mut configuration = Configuration::new(file, loaded);
-    // New definitions are taken up as a restarted agent would: everything that is there is adopted.
     let mut hooks = start_hooks(configuration.loaded())?;
+    configuration.is_confined = is_simple(configuration.loaded());
+    if configuration.is_confined {
+        confine::thread();
+    }
+    // New definitions are taken up as a restarted agent would: everything that is there is adopted. Each time by a thread that is not
+    // confined yet, for the definitions may bring file systems and services.
     loop {
-        match run_once(&mut configuration, &hooks) {
+        let ended = thread::scope(|scope| {
+            let run = thread::Builder::new().name("slow".into()).stack_size(STACK);
+            let run = run.spawn_scoped(scope, || run_once(&mut configuration, &hooks));
+            let run = run.map_err(RunError::Start)?;
+            run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        match ended {
             Ok(Ended::Stop) => return Ok(()),
             Ok(Ended::Anew) => {}
             Err(e) if configuration.falls_back(&e) => {}
@@ -166,6 +181,23 @@ fn hear_hangups() -> Result<(), RunError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
     runtime.block_on(async { signal(SignalKind::hangup()).map(drop) }).map_err(RunError::Start)
+}
+
+/// Nothing is ever to be mounted, started or fenced by this agent: its configuration has nothing of that, and nothing is left of an
+/// earlier one.
+fn is_simple(loaded: &Loaded) -> bool {
+    needs_little(loaded)
+        && crate::resources::found(Path::new(crate::resources::ROOT)).is_empty()
+        && !fences::note().exists()
+}
+
+/// Its configuration names no programs, and nothing to be mounted.
+fn needs_little(loaded: &Loaded) -> bool {
+    let agent = &loaded.agent;
+    agent.store.kind == StoreKind::File
+        && agent.units.is_empty()
+        && agent.hooks.is_empty()
+        && agent.resources.iter().all(|r| r.filesystems.is_empty() && r.services.is_empty())
 }
 
 /// Why a run ended.
@@ -314,9 +346,12 @@ fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, R
     let setup = Setup { config, incarnation, cluster: start, running, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 
+    // From here on it only talks and waits.
+    confine::thread();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
     let outcome = runtime.block_on(async {
+        tokio::spawn(confine::report());
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
         tokio::spawn(sampler.run());

@@ -16,6 +16,7 @@ pub(super) fn spawn(
     inputs: mpsc::Sender<Input>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("planner".into()).spawn(move || {
+        crate::confine::thread();
         while let Some(request) = newest(&mut requests) {
             let moves = moves(&request).unwrap_or_else(|mistake| {
                 tracing::warn!("nothing is planned: {mistake}");

@@ -32,11 +32,13 @@ pub(super) struct Configuration {
     before: Option<Box<Loaded>>,
     /// What the next run is to tell.
     news: Option<EventKind>,
+    /// The whole process has given up what programs and mounts need.
+    pub(super) is_confined: bool,
 }
 
 impl Configuration {
     pub(super) fn new(file: PathBuf, loaded: Loaded) -> Configuration {
-        Configuration { file, loaded, before: None, news: None }
+        Configuration { file, loaded, before: None, news: None, is_confined: false }
     }
 
     /// What is in force.
@@ -195,6 +197,13 @@ impl Reloading {
 async fn check(configuration: &Configuration) -> Result<(Loaded, How, Vec<String>), String> {
     let Configuration { file, loaded, .. } = configuration;
     let mut new = config::reload(file, loaded).map_err(|e| e.to_string())?;
+    if configuration.is_confined && !super::needs_little(&new) {
+        return Err(format!(
+            "{}: file systems, services, storage units and hooks can't be added while the agent runs, for it has given up the rights that \
+             they need; restart it (`systemctl restart baton`: what it serves stays served)",
+            file.display()
+        ));
+    }
     // Tables go by place: segments that stay keep theirs.
     let place = |name: &str| loaded.core.segments.iter().position(|s| s.name == name).unwrap_or(usize::MAX);
     new.core.segments.sort_by_key(|s| place(&s.name));

@@ -75,6 +75,7 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("store".into()).spawn(move || {
+        crate::confine::thread();
         // A takeover waits for it. Where that isn't permitted the fast thread has said so.
         let _ = crate::fast::realtime(FIFO_PRIORITY);
         LocalSet::new().block_on(&runtime, async {

@@ -53,7 +53,7 @@ This is the file as it is installed. What is commented out there shows the defau
 
 fn main() -> anyhow::Result<()> {
     let folder = std::env::args_os().nth(1).context("usage: baton-package FOLDER")?;
-    write_all(Path::new(&folder), &baton::cli::command(), include_str!("../../agent/baton.toml"))
+    write_all(Path::new(&folder), &baton::cli::command(), include_str!("../../baton.toml"))
 }
 
 fn write_all(folder: &Path, program: &Command, example: &str) -> anyhow::Result<()> {
