@@ -205,9 +205,14 @@ fn change() -> impl Strategy<Value = Change> {
         3 => at().prop_map(Change::RemoveLine),
         2 => (at(), at()).prop_map(|(a, b)| Change::SwapLines(a, b)),
         1 => at().prop_map(Change::Cut),
-        1 => (at(), 0..3_usize, 1..5000_usize).prop_map(|(at, kind, depth)| Change::Nest(at, kind, depth)),
-        1 => (at(), 1..70_000_usize).prop_map(|(at, length)| Change::Long(at, length)),
+        1 => (at(), 0..3_usize, size(5000)).prop_map(|(at, kind, depth)| Change::Nest(at, kind, depth)),
+        1 => (at(), size(70_000)).prop_map(|(at, length)| Change::Long(at, length)),
     ]
+}
+
+/// Seldom very large: that takes time.
+fn size(most: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![15 => 1..150_usize, 1 => 150..most]
 }
 
 /// Words, texts in quotes, spaces, and every other character by itself.
