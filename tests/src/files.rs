@@ -247,13 +247,15 @@ impl FileCluster {
         self.cluster.wait_held(ADDRESS, |holder| holder == node).map(drop)
     }
 
-    /// Power loss, from one moment to the next: no frame of the node leaves or arrives; then it reaches the disk no more, and what it
-    /// has not synced there is lost; then everything on it is killed. Returns when it began.
+    /// Power loss, from one moment to the next: nothing of the node reaches the disk any more, and what it has not synced there is
+    /// lost; no frame of it leaves or arrives; then everything on it is killed. Returns when it began.
     ///
     /// # Errors
     /// What can't be cut or killed.
     pub fn power_off(&mut self, node: &str) -> Result<Duration, LabError> {
         let at = clock::now();
+        // Before another node may take over, however long the rest takes. What fails would be told to clients.
+        self.disks.lun.freeze(node)?;
         self.valves.get(node).into_iter().flatten().try_for_each(|valve| valve.close().map(drop))?;
         self.disks.lun.lose(node)?;
         self.cluster.agent_mut(node)?.kill()?;

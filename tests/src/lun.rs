@@ -128,12 +128,21 @@ impl Lun {
         self.on_path(host, |path| path.cache.set(way))
     }
 
+    /// From one moment to the next nothing that the host wants of the disk is done or answered, and what it has not synced is lost: it is
+    /// losing its power. [`Lun::lose`] lets go of what waits.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`].
+    pub fn freeze(&self, host: &str) -> Result<(), LabError> {
+        self.on_path(host, |path| path.cache.part(Way::Hangs)).map(drop)
+    }
+
     /// From one moment to the next the host reaches the disk no more, and what it has not synced is lost. Returns how many bytes were.
     ///
     /// # Errors
     /// [`LabError::Unknown`].
     pub fn lose(&self, host: &str) -> Result<usize, LabError> {
-        self.on_path(host, |path| path.cache.lose())
+        self.on_path(host, |path| path.cache.part(Way::Fails))
     }
 
     /// The device of a host's path.
@@ -315,7 +324,11 @@ impl Cache {
 
     fn set(&self, way: Way) {
         let mut state = self.lock();
-        if !state.lost {
+        if state.lost {
+            if way == Way::Fails {
+                state.way = way;
+            }
+        } else {
             if matches!(way, Way::Fails | Way::Hangs) {
                 // What it has taken must not come back one day, over what was written by another path meanwhile. Memory takes it.
                 let _ = self.sync(&mut state);
@@ -333,9 +346,10 @@ impl Cache {
         }
     }
 
-    fn lose(&self) -> usize {
+    /// For good. Returns how many bytes are lost.
+    fn part(&self, way: Way) -> usize {
         let mut state = self.lock();
-        (state.lost, state.way) = (true, Way::Fails);
+        (state.lost, state.way) = (true, way);
         let blocks = std::mem::take(&mut state.blocks).len();
         drop(state);
         self.changed.notify_all();
@@ -545,7 +559,7 @@ mod tests {
         one.sync(&mut one.lock()).expect("synced");
         assert_eq!(read(&two, 3999, 202), [&[0][..], &[7; 200], &[0]].concat());
         one.write(&mut one.lock(), 4100, &[8; 10]).expect("written");
-        assert_eq!(one.lose(), BLOCK);
+        assert_eq!(one.part(Way::Fails), BLOCK);
         assert_eq!(read(&two, 4100, 10), [7; 10]);
         assert!(one.lock().lost);
     }

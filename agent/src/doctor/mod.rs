@@ -1,6 +1,6 @@
 //! `baton doctor`: is this machine fit for Baton, and is anything in its way?
 //!
-//! Three steps: [`gather`] reads facts and changes nothing, [`examine`] draws findings from them and reads nothing, the
+//! Three steps: [`gather()`] reads facts and changes nothing, [`examine()`] draws findings from them and reads nothing, the
 //! command line shows them. What is wrong with the configuration's text is the business of `baton check`.
 
 mod certificate;
@@ -211,7 +211,7 @@ pub enum Store {
         endpoints: Vec<Endpoint>,
         /// What the definitions say of this node: `Err` why it has none.
         definitions: Result<String, String>,
-        /// Certificates of [store]: the file, and when it expires, or why that can't be told.
+        /// Certificates of `[store]`: the file, and when it expires, or why that can't be told.
         certificates: Vec<(PathBuf, Result<SystemTime, String>)>,
         /// Files with secrets and their permission bits.
         secrets: Vec<(PathBuf, u32)>,

@@ -1,7 +1,7 @@
 //! What the web page may ask for beside showing: moving, draining, resuming, confirming that a node is off.
 //!
 //! `POST /action` takes one [`Action`] as JSON with `Authorization: Bearer TOKEN`, the token being what the file
-//! `token_file` in [telemetry] holds, which only root may read. It is not in a cookie, so no other page can make a browser send
+//! `token_file` in `[telemetry]` holds, which only root may read. It is not in a cookie, so no other page can make a browser send
 //! it. HTTP here is without TLS, so that only who comes from this node itself is answered: through an SSH tunnel, or a proxy
 //! with TLS that runs here. Without `token_file` there are no actions.
 
