@@ -43,9 +43,10 @@ pub struct Security {
 
 /// Where its files are, in each host's own `/run`.
 const TLS: &str = "/run/baton-lab/tls";
-/// The user of the agents, with this password, and the password of root.
+/// The user of the agents.
 const USER: &str = "baton";
-const PASSWORD: &str = "correct horse";
+/// Its password, and that of root.
+pub const PASSWORD: &str = "correct horse";
 
 impl Security {
     /// Puts its files into a host.

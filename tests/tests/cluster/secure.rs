@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use baton_lab::etcd::Security;
+use baton_lab::etcd::{PASSWORD, Security};
 
 use super::*;
 
@@ -26,10 +26,72 @@ fn certificates() -> Result<Security> {
     Ok(Security { ca: read("ca.pem")?, certificate: read("me.pem")?, key: read("me.key")? })
 }
 
+/// Every word that must not be told: the password, the key's lines, the key of the probe frames.
+fn secrets(cluster: &Cluster, security: &Security) -> Result<Vec<String>> {
+    let key_file = || std::fs::read_to_string("/run/baton-lab/probe.key");
+    let probe_key = cluster.lab.host("n1")?.enter(key_file)??.trim().to_owned();
+    ensure!(probe_key.len() == 32, "the key of the probe frames has another form: {probe_key}");
+    let lines = security.key.lines().filter(|line| line.len() > 20 && !line.starts_with('-'));
+    let mut secrets: Vec<String> = lines.map(str::to_owned).collect();
+    ensure!(!secrets.is_empty(), "the key has no lines");
+    secrets.extend([PASSWORD.to_owned(), probe_key.to_uppercase(), probe_key]);
+    Ok(secrets)
+}
+
+/// Everything in the files of a folder and below.
+fn contents(folder: &std::path::Path, all: &mut Vec<(String, String)>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            contents(&entry.path(), all)?;
+        } else if kind.is_file() {
+            let text = String::from_utf8_lossy(&std::fs::read(entry.path())?).into_owned();
+            all.push((entry.path().display().to_string(), text));
+        }
+    }
+    Ok(())
+}
+
+/// No command, log, file, metric or page of a node tells one of these.
+fn tells_no_secret(cluster: &Cluster, node: &str, secrets: &[String]) -> Result<()> {
+    let agent = cluster.agent(node)?;
+    let mut all = vec![("the log".to_owned(), agent.log()), ("the metrics".to_owned(), agent.metrics()?)];
+    let commands: [&[&str]; 9] = [
+        &["status", "--json"],
+        &["status"],
+        &["events", "--json"],
+        &["events"],
+        &["plan", "--json"],
+        &["doctor", "--json"],
+        &["check"],
+        &["reload", "--dry-run"],
+        &["replay", "/var/lib/baton/inputs.jsonl"],
+    ];
+    for arguments in commands {
+        let output = agent.command(arguments)?;
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        ensure!(said.iter().any(|said| !said.is_empty()), "baton {arguments:?} says nothing");
+        all.push((format!("baton {arguments:?}"), said.concat()));
+    }
+    let files = agent.host().enter(|| {
+        let mut all = Vec::new();
+        contents("/var/lib/baton".as_ref(), &mut all).map(|()| all)
+    })??;
+    ensure!(files.len() > 1, "there are no files: {files:?}");
+    all.extend(files);
+    for (place, text) in all {
+        let told = secrets.iter().find(|secret| text.contains(secret.as_str()));
+        ensure!(told.is_none(), "{node}: {place} tells {told:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_store_with_certificates_and_passwords_is_as_good_as_one_without() -> Result<()> {
     let mut spec = two_servers();
-    spec.security = Some(certificates()?);
+    let security = certificates()?;
+    spec.security = Some(security.clone());
     let mut cluster = Cluster::start("secure", spec)?;
     let judge = cluster.judge()?;
     all_to(&cluster, "n1")?;
@@ -51,6 +113,11 @@ fn a_store_with_certificates_and_passwords_is_as_good_as_one_without() -> Result
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1), "{:?}: {said}", output.status);
     ensure!(said.contains("authentication failed"), "{said}");
+    cluster.lab.host("n3")?.write("/run/baton-lab/tls/password", &format!("{PASSWORD}\n"))?;
+    let secrets = secrets(&cluster, &security)?;
+    for node in ["n1", "n3"] {
+        tells_no_secret(&cluster, node, &secrets)?;
+    }
     never_two(judge)
 }
 
