@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod common;
+mod control;
 mod degraded;
 mod doctor;
 mod failover;
