@@ -156,7 +156,7 @@ DEB_VERSION ?= 0.1.0-1
 DEB_FOLDER ?= target/deb
 deb: setup
 	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --version 3.8.0 --locked
-	$(CARGO) build --locked --workspace --bins --release
+	$(CARGO) build --locked --release -p baton -p baton-package
 	target/release/baton-package target/pages
 	$(CARGO) deb --no-build -q --fast -p baton --deb-version $(DEB_VERSION) --output $(DEB_FOLDER)/
 

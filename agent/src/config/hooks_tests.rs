@@ -1,23 +1,10 @@
 use std::time::Duration;
 
 use super::super::parse;
-
-const NODE: &str = r#"[node]
-name = "fs1"
-[[port]]
-interface = "eth0"
-segment = "office"
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24"]
-"#;
+use super::super::texts::{NODE, errors as all_errors};
 
 fn errors(hooks: &str) -> Vec<String> {
-    let all = parse(&format!("{NODE}{hooks}"), "f").expect_err("accepted").to_string();
-    all.lines().map(|l| l.strip_prefix("f:").expect("starts with the file").to_owned()).collect()
+    all_errors(&format!("{NODE}{hooks}"))
 }
 
 #[test]

@@ -247,8 +247,13 @@ async fn get(address: std::net::SocketAddr, path: &str) -> (String, String) {
 }
 
 async fn get_as(address: std::net::SocketAddr, path: &str, accept: &str) -> (String, String) {
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+    exchange(address, &request).await
+}
+
+/// The answer's head in lower case, and its body.
+async fn exchange(address: std::net::SocketAddr, request: &str) -> (String, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("asked");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("answered");
@@ -296,16 +301,11 @@ async fn http_serves_metrics_status_and_a_page() {
 
 /// The answer to an action: its head in lower case, and its body.
 async fn post(address: std::net::SocketAddr, header: &str, body: &str) -> (String, String) {
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     let request = format!(
         "POST /action HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(request.as_bytes()).await.expect("asked");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answered");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    (head.to_lowercase(), body.to_owned())
+    exchange(address, &request).await
 }
 
 #[tokio::test]
