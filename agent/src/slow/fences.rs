@@ -158,8 +158,11 @@ pub(super) fn watch_units(
     publisher: Arc<Publisher>,
     inputs: mpsc::Sender<Input>,
 ) -> io::Result<Probers> {
-    let needs: Vec<(String, Vec<String>)> =
-        resources.iter().map(|r| (r.server.clone(), r.storage_units.clone())).collect();
+    // What is given up with its file systems mounted is for its successor to fence; where it doesn't, giving up takes its time.
+    let needs: Vec<(String, Vec<String>, bool)> = resources
+        .iter()
+        .map(|r| (r.server.clone(), r.storage_units.clone(), r.fence != Fence::None))
+        .collect();
     let lost = Mutex::new(BTreeMap::new());
     let told = inputs.clone();
     let report = move |unit: &str, state: StorageState| {
@@ -169,9 +172,11 @@ pub(super) fn watch_units(
                 true => lost.remove(unit),
                 false => lost.insert(unit.to_owned(), state == StorageState::Hung),
             };
-            for (server, units) in needs.iter().filter(|(_, units)| units.iter().any(|u| u == unit)) {
+            for (server, units, is_fenced) in
+                needs.iter().filter(|(_, units, _)| units.iter().any(|u| u == unit))
+            {
                 let mut lost = units.iter().filter_map(|unit| lost.get(unit).copied());
-                let hurry = lost.clone().next().map(|_| match lost.any(|hangs| hangs) {
+                let hurry = lost.clone().next().map(|_| match lost.any(|hangs| hangs) && *is_fenced {
                     true => Haste::Hopeless,
                     false => Haste::Hurry,
                 });

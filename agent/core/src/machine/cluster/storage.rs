@@ -2,7 +2,7 @@
 //!
 //! | the unit is lost | then |
 //! |---|---|
-//! | here, and the best node that may have the virtual server has read it since | given up for that one, by priority |
+//! | here, and the best node that may have the virtual server has read it since | where it is fenced: given up for that one, by priority |
 //! | here, for less than [`LOST_AFTER`], and that one has not | nothing yet: it may be about to say that it doesn't reach it either |
 //! | here, for longer, and another node that may have it has not lost it, as far as told | given up for the best of these |
 //! | on every node that may have it | it stays where it is, runs on if it runs, and is started nowhere: said once |
@@ -11,7 +11,8 @@
 //!
 //! The others read a unit at once when one says that it has lost it, and say when that has succeeded
 //! ([`crate::cluster::NodeRecord::read_since`]): a read that began after the loss was told, so what has gone for all is not taken for
-//! what has gone for one. An answer counts for one loss, which its time tells from any other.
+//! what has gone for one. An answer counts for one loss, which its time tells from any other. Where nobody is fenced a loss has to last:
+//! a node that was only slow for a moment, and gives its file systems up while it can't unmount them, would write to them beside its successor.
 //!
 //! A node tells what it has lost in its record ([`crate::cluster::NodeRecord::lost_units`]); what is not there it reaches. Where it has
 //! lost a unit it is in no succession, and nothing is moved there.
@@ -89,9 +90,10 @@ impl Machine {
         self.storage_lost(definition).is_some_and(|t| t + LOST_AFTER <= self.now)
     }
 
-    /// Has this other node read whatever is lost here of what the virtual server needs, since it was lost?
+    /// Has this other node read whatever is lost here of what the virtual server needs, since it was lost? Counts only where this node is
+    /// fenced before the other one starts it.
     pub(super) fn is_storage_good_on(&self, definition: &VirtualServer, node: &str) -> bool {
-        let Some(cluster) = &self.cluster else { return false };
+        let Some(cluster) = self.cluster.as_ref().filter(|_| definition.fenced) else { return false };
         let lost = definition.storage_units.iter().filter_map(|unit| Some((unit, self.lost_since(unit)?)));
         let mut lost = lost.peekable();
         lost.peek().is_some() && lost.all(|(unit, at)| cluster.is_read_by(node, unit, at))

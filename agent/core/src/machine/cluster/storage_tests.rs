@@ -116,6 +116,18 @@ fn what_another_node_has_read_since_goes_there_at_once() {
     assert_eq!(effects, [world.failed("it hangs"), entitle(None), Effect::Store(write)]);
 }
 
+/// It may have been slow for a moment, and be written to by two nodes.
+#[test]
+fn where_nobody_is_fenced_a_loss_has_to_last() {
+    let mut world = World::start(VirtualServer { fenced: false, ..fenced() }, true, true, Some(own(1)));
+    world.pass(SECOND);
+    let lost_at = world.now;
+    world.storage(StorageState::Hung);
+    assert_eq!(goes_to(&world.reads("b", lost_at)), None);
+    assert_eq!(goes_to(&world.pass(ALMOST)), None);
+    assert_eq!(goes_to(&world.pass(REST)), Some(("b", Reason::StorageLost)));
+}
+
 #[test]
 fn what_the_best_node_has_lost_too_goes_to_the_next_one_that_has_read_it() {
     let mut world = World::fenced_serving();
