@@ -362,6 +362,7 @@ impl World {
             }
             Happening::Restart => self.start(),
             Happening::Reload(bits) => {
+                self.deliver(); // the driver hears what is there before
                 self.config = variant(self.spread, bits);
                 let (config, found) = (self.config.clone(), self.found());
                 let changes = vec![format!("variant {bits}")];

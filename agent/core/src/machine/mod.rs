@@ -460,7 +460,10 @@ impl Machine {
                 self.assigned.remove(&(address, ifindex));
             }
             Effect::RemoveAddress(ifindex, address) => {
-                self.removing.retain(|r| *r != (address, ifindex));
+                // This one alone: that an earlier one is done may not have been heard yet.
+                if let Some(i) = self.removing.iter().rposition(|r| *r == (address, ifindex)) {
+                    self.removing.swap_remove(i);
+                }
                 if self.names.contains_key(&ifindex) {
                     self.assigned.insert((address, ifindex)); // `repair` tries again
                 }

@@ -275,11 +275,7 @@ impl Driver {
                 }
                 ready = self.listener.readable() => {
                     ready.map_err(FastError::Netlink)?;
-                    let cause = now();
-                    match self.listener.read().map_err(FastError::Netlink)? {
-                        Heard::Inputs(inputs) => inputs.into_iter().for_each(|i| self.take(i, cause)),
-                        Heard::Lost => self.resync(cause)?,
-                    }
+                    self.hear()?;
                 }
                 change = self.carriers.recv() => {
                     let cause = now();
@@ -377,6 +373,16 @@ impl Driver {
         if self.links.events.try_send(event).is_err() {
             self.links.publisher.dropped_report();
         }
+    }
+
+    /// Takes all that the kernel has told so far.
+    fn hear(&mut self) -> Result<(), FastError> {
+        let cause = now();
+        match self.listener.read().map_err(FastError::Netlink)? {
+            Heard::Inputs(inputs) => inputs.into_iter().for_each(|i| self.take(i, cause)),
+            Heard::Lost => self.resync(cause)?,
+        }
+        Ok(())
     }
 
     fn resync(&mut self, cause: Time) -> Result<(), FastError> {

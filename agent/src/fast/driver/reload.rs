@@ -30,6 +30,8 @@ impl Driver {
         self.grace = grace;
         self.promise();
         if let Some(config) = config {
+            // What was told of addresses before must not be taken for what becomes of them now.
+            self.hear()?;
             self.change(config, changes)?;
         }
         let _ = done.send(()); // whoever asked may have gone
