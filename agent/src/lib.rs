@@ -18,3 +18,5 @@ pub mod slow;
 pub mod storage;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

@@ -6,21 +6,12 @@ mod watchdogs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
 use crate::config::{FenceAction, FenceAgent, Parameter};
-
-/// Long enough for everything that happens at all.
-const LONG: Duration = Duration::from_secs(60);
-
-/// Makes a program.
-fn script(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("written");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("executable");
-}
+use crate::testing::{LONG, script};
 
 fn resources(server: &str, fence: Fence) -> Resources {
     Resources {

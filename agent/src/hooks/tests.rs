@@ -1,16 +1,12 @@
 //! Programs that do what they should, fail, hang, say too much, are missing, and outlive the agent.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use baton_core::{Reason, Time};
 
 use super::*;
-
-/// For everything that happens at all.
-const LONG: Duration = Duration::from_secs(60);
+use crate::testing::{LONG, script, until};
 
 struct Lab {
     folder: tempfile::TempDir,
@@ -27,27 +23,18 @@ impl Lab {
 
     /// A hook that runs these lines, with the folder as its first argument.
     fn hook(&self, name: &str, on: &[&str], lines: &str) -> Hook {
-        let script = self.path(name);
-        fs::write(&script, format!("#!/bin/sh\ncd \"$1\" || exit 9\n{lines}\n")).expect("written");
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("made executable");
+        let program = self.path(name);
+        script(&program, &format!("cd \"$1\" || exit 9\n{lines}"));
         Hook {
             name: name.to_owned(),
             on: on.iter().map(|w| (*w).to_owned()).collect(),
-            run: vec![script.display().to_string(), self.folder.path().display().to_string()],
+            run: vec![program.display().to_string(), self.folder.path().display().to_string()],
             timeout: LONG,
         }
     }
 
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < LONG, "{what}");
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

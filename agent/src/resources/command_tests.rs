@@ -2,8 +2,7 @@ use std::time::Instant;
 
 use super::super::orders::{Order, Orders};
 use super::*;
-
-const LONG: Duration = Duration::from_secs(60);
+use crate::testing::LONG;
 
 fn sh(script: &str) -> Vec<String> {
     ["/bin/sh", "-c", script].map(str::to_owned).to_vec()

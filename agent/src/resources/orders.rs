@@ -251,8 +251,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-
-    const LONG: Duration = Duration::from_secs(60);
+    use crate::testing::LONG;
 
     #[test]
     fn the_newest_order_counts() {

@@ -99,9 +99,7 @@ pub mod tests {
 
     use super::super::orders::{Order, Orders};
     use super::*;
-
-    /// Long enough for everything that happens at all.
-    pub const LONG: Duration = Duration::from_secs(60);
+    use crate::testing::LONG;
 
     type Ask = fn(SocketAddr, &Patience<'_>) -> Result<(), Failure>;
 

@@ -85,8 +85,9 @@ pub fn null_call(server: SocketAddr, version: u32, patience: &Patience<'_>) -> R
 mod tests {
     use std::time::Duration;
 
-    use super::super::question::tests::{LONG, asked, refused};
+    use super::super::question::tests::{asked, refused};
     use super::*;
+    use crate::testing::LONG;
 
     /// An accepted call, as another server's implementation wrote it.
     const ANSWER: [u8; 28] =

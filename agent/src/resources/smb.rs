@@ -128,8 +128,9 @@ pub fn negotiate(server: SocketAddr, patience: &Patience<'_>) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
-    use super::super::question::tests::{LONG, asked, refused};
+    use super::super::question::tests::{asked, refused};
     use super::*;
+    use crate::testing::LONG;
 
     /// What Samba 4.17 answers to [`request`].
     const ANSWER: &str = "000000fefe534d42400000000000000000000100010000000000000000000000000000000000000000000000000000000000\

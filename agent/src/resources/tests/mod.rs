@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -20,9 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::process::Process;
 use super::*;
 use crate::config::{Exec, Fence, Filesystem, Service, ServiceKind};
-
-/// Long enough for everything that happens at all.
-const LONG: Duration = Duration::from_secs(60);
+use crate::testing::{LONG, replace, script, until};
 
 /// Runs a test with mounts and a network of its own, which its threads and children have too.
 fn private<T: Send>(test: impl FnOnce() -> T + Send) -> T {
@@ -64,15 +62,6 @@ impl Drop for Guarded {
         // It may have ended, and been waited for.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// Waits until something is so.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}: not after {LONG:?}");
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

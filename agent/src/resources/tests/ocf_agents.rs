@@ -1,16 +1,14 @@
 //! OCF resource agents, written here.
 
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 use crate::config::Ocf;
 
 /// A virtual server with an agent that runs this script; parameters are handed to it.
-fn world(script: &str, parameters: &[(&str, &str)]) -> World {
-    world_with(script, parameters, |service| service)
+fn world(text: &str, parameters: &[(&str, &str)]) -> World {
+    world_with(text, parameters, |service| service)
 }
 
-fn world_with(script: &str, parameters: &[(&str, &str)], change: impl FnOnce(Service) -> Service) -> World {
+fn world_with(text: &str, parameters: &[(&str, &str)], change: impl FnOnce(Service) -> Service) -> World {
     let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let ocf = Ocf { provider: "baton".into(), agent: "Dummy".into(), parameters };
     let quick = Duration::from_millis(100);
@@ -18,9 +16,7 @@ fn world_with(script: &str, parameters: &[(&str, &str)], change: impl FnOnce(Ser
     World::with(true, |folder| {
         let file = folder.join("ocf/resource.d/baton/Dummy");
         fs::create_dir_all(file.parent().expect("a folder")).expect("made");
-        let script = format!("#!/bin/sh\nhere={}\n{script}", folder.display());
-        fs::write(&file, script).expect("written");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("executable");
+        script(&file, &format!("here={}\n{text}", folder.display()));
         (Vec::new(), vec![service])
     })
 }
@@ -80,7 +76,7 @@ fn every_exit_status_is_told_by_its_name() {
             (190, "degraded (190)"),
             (191, "degraded as promoted (191)"),
         ] {
-            fs::write(world.file("start"), code.to_string()).expect("written");
+            replace(&world.file("start"), &code.to_string());
             let why = start_failed(world.start());
             assert_eq!(why, format!("baton/Dummy: start: {name}: as told"));
         }
@@ -93,12 +89,12 @@ fn a_monitor_is_understood() {
         let world = world(AGENT, &[]);
         assert_eq!(world.start(), ResourceState::Running);
         for works in [0, 8, 190, 191] {
-            fs::write(world.file("monitor"), works.to_string()).expect("written");
+            replace(&world.file("monitor"), &works.to_string());
             let checks = world.text("log").matches("monitor").count();
             until("more checks", || world.text("log").matches("monitor").count() > checks + 1);
         }
         assert_eq!(world.text("log").matches("start").count(), 1);
-        fs::write(world.file("monitor"), "7").expect("written");
+        replace(&world.file("monitor"), "7");
         let why = broken(world.next());
         assert_eq!(why, "baton/Dummy: monitor: not running (7): as told, after 1 restarts in place");
         assert_eq!(world.text("log").matches("start").count(), 2, "once in place");
@@ -111,7 +107,7 @@ fn a_stop_is_understood() {
     private(|| {
         let world = world(AGENT, &[]);
         assert_eq!(world.start(), ResourceState::Running);
-        fs::write(world.file("stop"), "1").expect("written");
+        replace(&world.file("stop"), "1");
         let why = stop_failed(world.stop());
         assert_eq!(why, "baton/Dummy: stop: generic error (1): as told");
         // Its monitor says that it is stopped, so it is.
@@ -120,7 +116,7 @@ fn a_stop_is_understood() {
 
         fs::remove_file(world.file("stop")).expect("removed");
         assert_eq!(world.start(), ResourceState::Running);
-        fs::write(world.file("stop"), "7").expect("written");
+        replace(&world.file("stop"), "7");
         assert_eq!(world.stop(), ResourceState::Stopped, "it doesn't run");
     });
 }
@@ -186,8 +182,8 @@ fn a_stop_that_fails_where_nothing_is_installed_is_one() {
     private(|| {
         let world = world(AGENT, &[]);
         assert_eq!(world.start(), ResourceState::Running);
-        fs::write(world.file("stop"), "5").expect("written");
-        fs::write(world.file("monitor"), "5").expect("written");
+        replace(&world.file("stop"), "5");
+        replace(&world.file("monitor"), "5");
         let told = world.stop();
         // Its monitor may have failed before the stop was ordered.
         let told = if matches!(told, ResourceState::Broken(_)) { world.next() } else { told };
