@@ -19,7 +19,6 @@ use baton_lab::{Lab, Mac, Process, Watcher, clock};
 use serde_json::Value;
 
 use crate::load::{self, Load};
-use crate::node_failover::baton::events_since;
 use crate::node_failover::keepalived::Keepalived;
 use crate::node_failover::{Cause, Kind, System, VIP};
 use crate::report::Row;
@@ -164,7 +163,7 @@ fn stress(kind: Kind, arguments: &Arguments, rows: &mut Vec<Row>, remarks: &mut 
     peers.read(keepalived.lab());
     let over = clock::now() - begun;
     let seen = judge.finish();
-    let events = events_since(&cluster, begun)?;
+    let events = cluster.events_since(begun)?;
     let count = |kinds: &[&str]| events.iter().filter(|(_, _, e)| is(e, kinds)).count() as f64;
     let ports = events.iter().filter(|(_, _, e)| is_port_verdict(e)).count() as f64;
     let stall = witness.longest(begun, clock::now());

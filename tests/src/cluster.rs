@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::agent::{Agent, CONFIG_FILE};
 use crate::error::LabError;
 use crate::etcd::{Etcd, Security, Timers};
@@ -388,6 +390,32 @@ impl Cluster {
             }
         }
         text
+    }
+
+    /// What the agents noted since `at`, in the order of time, and where; also what those noted that were killed since.
+    ///
+    /// # Errors
+    /// Those of [`Agent::events`].
+    pub fn events_since(&self, at: Duration) -> Result<Vec<(Duration, String, Value)>, LabError> {
+        let mut all = Vec::new();
+        for (node, agent) in &self.agents {
+            for event in agent.events()? {
+                let time = Duration::from_nanos(event["at"].as_u64().unwrap_or_default());
+                if time >= at {
+                    all.push((time, node.clone(), event));
+                }
+            }
+        }
+        all.sort_by_key(|(time, ..)| *time);
+        Ok(all)
+    }
+
+    /// The same, a line each, for people to read; empty where it can't be had.
+    pub fn story(&self, at: Duration) -> String {
+        let line = |(time, node, event): (Duration, String, Value)| {
+            format!("\n  {:9.3} ms {node}: {event}", (time - at).as_secs_f64() * 1e3)
+        };
+        self.events_since(at).unwrap_or_default().into_iter().map(line).collect()
     }
 
     /// Everything that one of `these` hosts sends to one of `those` is lost; the other way it comes through.

@@ -9,7 +9,6 @@ use baton_lab::host::wait_until;
 use baton_lab::{Lab, Way, clock};
 
 use super::{Cause, PATIENCE, RESTART, System, other};
-use crate::node_failover::baton::events_since;
 
 /// A fence agent that waits until the node is off, as one does that asks a power supply.
 const FENCE: &str = "/run/lab/fence";
@@ -154,7 +153,7 @@ impl System for Baton {
     }
 
     fn stages(&self, at: Duration, node: &str) -> Result<Vec<(&'static str, Duration)>> {
-        let events = events_since(&self.files.cluster, at)?;
+        let events = self.files.cluster.events_since(at)?;
         let verdict = |(_, by, e): &&(Duration, String, serde_json::Value)| {
             by == node && e["event"] == "storage" && e["state"] != "good"
         };
@@ -167,12 +166,7 @@ impl System for Baton {
     }
 
     fn story(&self, at: Duration) -> String {
-        let mut text = String::new();
-        for (time, node, event) in events_since(&self.files.cluster, at).unwrap_or_default() {
-            // Writing to a String can't fail.
-            let _ = write!(text, "\n  {:9.3} ms {node}: {event}", (time - at).as_secs_f64() * 1e3);
-        }
-        text
+        self.files.cluster.story(at)
     }
 
     fn complaint(&self) -> String {

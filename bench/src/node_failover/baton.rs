@@ -9,7 +9,6 @@ use baton_lab::cluster::{Cluster, ClusterSpec};
 use baton_lab::etcd::Timers;
 use baton_lab::files::valves;
 use baton_lab::{Echo, Lab, Valve, clock};
-use serde_json::Value;
 
 use super::{Cause, Kind, System, VIP, echo};
 
@@ -73,21 +72,6 @@ fn sees_all(cluster: &Cluster, node: &str) -> Result<bool> {
 fn master(cluster: &Cluster) -> Result<String> {
     let status = cluster.agent(NODES[0])?.status()?;
     Ok(status["master"].as_str().context("no master")?.to_owned())
-}
-
-/// What the agents noted since `at`, in the order of time; also what those noted that were killed since.
-pub fn events_since(cluster: &Cluster, at: Duration) -> Result<Vec<(Duration, String, Value)>> {
-    let mut all = Vec::new();
-    for (node, agent) in &cluster.agents {
-        for event in agent.events()? {
-            let time = Duration::from_nanos(event["at"].as_u64().context("an event without a time")?);
-            if time >= at {
-                all.push((time, node.clone(), event));
-            }
-        }
-    }
-    all.sort_by_key(|(time, ..)| *time);
-    Ok(all)
 }
 
 /// Everything on the node ends at once.
@@ -208,14 +192,11 @@ impl System for Baton {
     }
 
     fn story(&self, at: Duration) -> String {
-        let mut text = String::new();
-        for (time, node, event) in events_since(&self.cluster, at).unwrap_or_default() {
-            // Writing to a String can't fail.
-            let _ = write!(text, "\n  {:9.3} ms {node}: {event}", (time - at).as_secs_f64() * 1e3);
-        }
+        let mut text = self.cluster.story(at);
         for (node, agent) in &self.cluster.agents {
             let log = agent.log();
             let lines: Vec<&str> = log.lines().collect();
+            // Writing to a String can't fail.
             let _ = write!(text, "\n--- {node}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
         text + &self.cluster.etcd.logs()

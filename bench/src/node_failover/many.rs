@@ -11,7 +11,7 @@ use baton_lab::etcd::Timers;
 use baton_lab::files::valves;
 use baton_lab::{Valve, Watcher, clock};
 
-use super::baton::{NODES, cluster, events_since, power_off, power_on, wait_well};
+use super::baton::{NODES, cluster, power_off, power_on, wait_well};
 use super::{Arguments, CLIENT_SEGMENT, Findings, Kind, LIMIT};
 use crate::runs::{Outcome, repeat};
 
@@ -119,7 +119,7 @@ fn observe(
         let holders = client.holders(IpAddr::V4(address), Duration::from_millis(10))?;
         ensure!(holders.len() == 1, "{address}: {} nodes answer", holders.len());
     }
-    let events = events_since(cluster, at)?;
+    let events = cluster.events_since(at)?;
     let dead = events.iter().find(|(_, _, e)| e["event"] == "node_dead" && e["node"] == victim);
     let (verdict, ..) = dead.context("nobody has called it dead")?;
     let sample = Sample {

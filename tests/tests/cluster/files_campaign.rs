@@ -20,6 +20,8 @@ const CHUNK: usize = 16 << 10;
 const BATCH: usize = 8;
 /// Of each file: so long that a fault is over before it is written a second time.
 const BYTES: u64 = 48 << 20;
+/// What kept a writer waiting for longer than this is told of.
+const SLOW: Duration = Duration::from_secs(1);
 /// All that the client is patient for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -53,6 +55,7 @@ impl Campaign {
         let kind = *self.random.one_of(&KINDS);
         *self.kinds.entry(kind).or_default() += 1;
         let owner = self.files.wait_well()?;
+        let (told, measured) = (self.story.len(), self.stalls.len());
         let (first, second) = (self.random.next(), self.random.next());
         let written = self.writer("written", first, Work::Write { chunk: CHUNK })?;
         let committed = self.writer("committed", second, Work::Commit { chunk: CHUNK, batch: BATCH })?;
@@ -84,6 +87,9 @@ impl Campaign {
                 Ok(wrong)
             })??;
             ensure!(wrong.is_empty(), "{} of round {number}: not there: {wrong:#?}", contents.name);
+        }
+        if self.stalls[measured..].iter().any(|(stall, _)| *stall > SLOW) {
+            println!("SLOW\n{}\n{}", self.story[told..].join("\n"), self.files.cluster.story(at));
         }
         Ok(())
     }
