@@ -30,6 +30,11 @@ pub(super) struct Raw {
     pub(super) bpffs: Option<PathBuf>,
     pub(super) listen: Option<Listen>,
     pub(super) token_file: Option<At<PathBuf>>,
+    pub(super) tls_certificate: Option<At<PathBuf>>,
+    pub(super) tls_key: Option<At<PathBuf>>,
+    pub(super) client_ca: Option<At<PathBuf>>,
+    /// Which keys of `[telemetry]` are there, with their places.
+    pub(super) telemetry_keys: Vec<At<&'static str>>,
     pub(super) timing: RawTiming,
     pub(super) balance: Balance,
     pub(super) ports: Vec<RawPort>,
@@ -198,9 +203,14 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         });
     }
     raw.sections = present(&root, ROOT);
-    if let Some(s) = root.section("telemetry", "[telemetry]", &["listen", "token_file"], f) {
+    let telemetry: &[&'static str] = &["listen", "token_file", "tls_certificate", "tls_key", "client_ca"];
+    if let Some(s) = root.section("telemetry", "[telemetry]", telemetry, f) {
         raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
         raw.token_file = s.path("token_file", f);
+        raw.tls_certificate = s.path("tls_certificate", f);
+        raw.tls_key = s.path("tls_key", f);
+        raw.client_ca = s.path("client_ca", f);
+        raw.telemetry_keys = present(&s, telemetry);
     }
     let timing =
         &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat", "watchdog"];
