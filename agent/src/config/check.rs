@@ -493,6 +493,7 @@ fn agent_config(
             },
             token_file: raw.token_file.as_ref().map(|file| file.value.clone()),
             tls: telemetry_tls(raw),
+            otlp: raw.otlp.clone(),
         },
         lease,
         cluster,

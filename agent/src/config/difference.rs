@@ -50,6 +50,7 @@ fn node(loaded: &Loaded) -> Vec<(&'static str, String)> {
         ("telemetry.tls_certificate", of_tls(tls.map(|tls| &tls.certificate))),
         ("telemetry.tls_key", of_tls(tls.map(|tls| &tls.key))),
         ("telemetry.client_ca", of_tls(tls.and_then(|tls| tls.client_ca.as_ref()))),
+        ("telemetry.otlp", agent.telemetry.otlp.clone().unwrap_or_else(|| "none".to_owned())),
         ("control.socket", path(&agent.control.socket)),
         ("control.group", agent.control.group.clone()),
         ("store.path", path(&agent.store.path)),

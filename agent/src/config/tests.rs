@@ -162,6 +162,7 @@ fn the_packaged_example_is_good() {
     assert_eq!(std::mem::take(&mut agent.hooks)[0].timeout, seconds(10));
     agent.telemetry.token_file = None;
     agent.telemetry.tls = None;
+    agent.telemetry.otlp = None;
     assert_eq!(agent, loaded.agent);
 }
 
@@ -705,4 +706,31 @@ fn tls_of_the_page_is_whole_or_not_there() {
     );
     let off = warnings(&good(&file(&format!("{both}listen = \"off\"\n"))).warnings);
     assert!(off.iter().any(|w| w.contains("`tls_certificate` does nothing")), "{off:?}");
+}
+
+#[test]
+fn a_collector_is_reached_by_plain_http() {
+    let file = |url: &str| format!("{GOOD}[telemetry]\notlp = {url:?}\n");
+    for url in
+        ["http://127.0.0.1:4318", "http://127.0.0.1:4318/", "http://[::1]:4318", "http://collector/otlp"]
+    {
+        let loaded = good(&file(url));
+        assert_eq!(loaded.agent.telemetry.otlp.as_deref(), Some(url.trim_end_matches('/')), "{url}");
+    }
+    for (url, part) in [
+        ("https://collector:4318", "by TLS"),
+        ("collector:4318", "not the URL"),
+        ("127.0.0.1:4318", "not the URL"),
+        ("http://", "not the URL"),
+        ("http://a b", "not the URL"),
+        ("http://collector/?x=1", "not the URL"),
+        ("", "not the URL"),
+    ] {
+        let found = errors(&file(url));
+        assert!(
+            found.len() == 1 && found[0].starts_with("14:") && found[0].contains("`otlp` in [telemetry] is"),
+            "{url}: {found:?}"
+        );
+        assert!(found[0].contains(part) && found[0].contains("http://127.0.0.1:4318"), "{url}: {found:?}");
+    }
 }

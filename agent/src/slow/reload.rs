@@ -84,24 +84,43 @@ pub(super) struct Reloading {
     pub http: Option<JoinHandle<()>>,
     /// What TLS is spoken with there.
     pub tls: Option<Material>,
+    /// Sends traces, if somebody does, and where to.
+    pub traces: Option<(String, JoinHandle<()>)>,
 }
 
 impl Reloading {
-    /// Serves HTTP as configured from now on.
-    pub(super) async fn start_http(&mut self, loaded: &Loaded) {
+    /// Serves HTTP and sends traces as configured from now on.
+    pub(super) async fn start_telemetry(&mut self, loaded: &Loaded) {
+        self.send_traces(loaded);
         // Why it can't be used is told by who serves, and tries again.
         let tls = read_tls(loaded).await.ok().flatten();
         self.serve_http(loaded, tls).await;
     }
 
-    /// Likewise, with what has been read. Who is connected finishes what he has asked for, and nothing more.
+    /// Sends traces as configured from now on. Those that wait are lost where that is somewhere else.
+    fn send_traces(&mut self, loaded: &Loaded) {
+        let otlp = &loaded.agent.telemetry.otlp;
+        if self.traces.as_ref().map(|(endpoint, _)| endpoint) == otlp.as_ref() {
+            return;
+        }
+        if let Some((_, traces)) = self.traces.take() {
+            traces.abort();
+        }
+        self.traces = otlp.clone().map(|endpoint| {
+            let (node, published) = (loaded.core.node.clone(), self.published.clone());
+            let traces = telemetry::trace(endpoint.clone(), node, published, self.metrics.clone());
+            (endpoint, tokio::spawn(traces))
+        });
+    }
+
+    /// Serves HTTP as configured from now on, with what has been read. Who is connected finishes what he has asked for, and nothing more.
     async fn serve_http(&mut self, loaded: &Loaded, material: Option<Material>) {
         if let Some(http) = self.http.take() {
             http.abort();
             let _ = http.await; // what it listened on is free
         }
         let agent = &loaded.agent;
-        let TelemetryConfig { listen, token_file, tls } = &agent.telemetry;
+        let TelemetryConfig { listen, token_file, tls, otlp: _ } = &agent.telemetry;
         let has_authority = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let may_act = agent.cluster.is_some() && (token_file.is_some() || has_authority);
         let actions = may_act.then(|| {
@@ -180,6 +199,7 @@ impl Reloading {
                 self.sampled.send_replace(new.core.clone());
                 if new.agent.telemetry != configuration.loaded.agent.telemetry || tls != self.tls {
                     self.serve_http(&new, tls).await;
+                    self.send_traces(&new);
                 }
                 configuration.loaded = new;
             }

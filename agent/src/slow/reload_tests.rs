@@ -111,7 +111,7 @@ fn reloading() -> Reloading {
     let metrics = Arc::new(Metrics::new(published.clone()));
     let (events, _) = mpsc::channel(8);
     let (sampled, _) = watch::channel(parsed(FILE).core);
-    Reloading { fast, events, sampled, metrics, published, http: None, tls: None }
+    Reloading { fast, events, sampled, metrics, published, http: None, tls: None, traces: None }
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_renewed_certificate_is_served_after_a_reload_and_a_broken_one_changes
     std::fs::write(&file, &text).expect("written");
     let mut configuration = Configuration::new(file.clone(), parsed(&text));
     let mut agent = reloading();
-    agent.start_http(&configuration.loaded.clone()).await;
+    agent.start_telemetry(&configuration.loaded.clone()).await;
     let shown = async || {
         let end = tokio::time::Instant::now() + crate::testing::LONG;
         loop {

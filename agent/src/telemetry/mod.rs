@@ -8,9 +8,11 @@ mod collect;
 mod http;
 mod metrics;
 pub mod reference;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod traces;
 mod web;
 
 use std::net::IpAddr;
@@ -32,6 +34,7 @@ pub use metrics::Metrics;
 #[cfg(test)]
 pub(crate) use tls::tests as tls_tests;
 pub use tls::{Material, TlsError, read_tls};
+pub use traces::trace;
 
 /// Events that a slow reader may lag behind before it misses some (it is told how many).
 const EVENT_BACKLOG: usize = 1024;

@@ -208,10 +208,16 @@ pub const SECTIONS: &[Section] = &[
                 Words("nobody is asked for a certificate"),
                 "A PEM file with the certificate of an authority. Who shows a client certificate that it has signed may do what who knows the token may, from anywhere; who shows none only looks; another one is refused.",
             ),
+            key(
+                "otlp",
+                Text("URL: `\"http://host:4318\"`"),
+                Words("no traces are sent"),
+                "A collector that takes traces by OTLP (protobuf by HTTP, at `/v1/traces` below this): it is sent each failover, takeover and move of this node. Spans that it doesn't take are counted: `baton_otlp_spans_total`.",
+            ),
         ],
         also: &[],
         shape: "[telemetry]\n",
-        example: "[telemetry]\nlisten = \"10.99.0.1:9477\"\ntoken_file = \"/etc/baton/page.token\"\ntls_certificate = \"/etc/baton/page.pem\"\ntls_key = \"/etc/baton/page.key\"\nclient_ca = \"/etc/baton/people.pem\"\n",
+        example: "[telemetry]\nlisten = \"10.99.0.1:9477\"\ntoken_file = \"/etc/baton/page.token\"\ntls_certificate = \"/etc/baton/page.pem\"\ntls_key = \"/etc/baton/page.key\"\nclient_ca = \"/etc/baton/people.pem\"\notlp = \"http://127.0.0.1:4318\"\n",
     },
     Section {
         title: "[[hook]]",
