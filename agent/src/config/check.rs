@@ -18,7 +18,7 @@ use super::sections::{Listen, Raw, RawPort, RawSegment, RawServer, RawTiming};
 use super::{
     AgentConfig, ClusterConfig, ControlConfig, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE,
     DEFAULT_WATCHDOG, Definitions, EtcdConfig, Fence, PathsConfig, STORE_FILE, StoreConfig, StoreKind,
-    TelemetryConfig,
+    TelemetryConfig, TelemetryTls,
 };
 
 /// Longest path of a Unix socket (unix(7): 108 bytes with the terminating zero).
@@ -44,8 +44,9 @@ pub(super) fn check(raw: Raw, f: &mut Findings) -> Option<(Config, AgentConfig)>
         raw.servers.iter().for_each(|s| warn_alone(s, f));
         fencing::warn_alone(&raw, f);
     }
+    check_tls(&raw, etcd.is_some(), f);
     if let Some(file) = &raw.token_file {
-        warn_token(file.at, raw.listen, etcd.is_some(), f);
+        warn_token(file.at, raw.listen, raw.tls_certificate.is_some(), etcd.is_some(), f);
     }
     let (timing, lease, _) = timing(&raw.timing, f);
     let agent = agent_config(&raw, lease, etcd, f);
@@ -156,8 +157,44 @@ fn check_definitions(raw: &Raw, f: &mut Findings) {
     check_places(&raw.servers, f);
 }
 
+/// TLS of the web page that lacks something, or does nothing.
+fn check_tls(raw: &Raw, cluster: bool, f: &mut Findings) {
+    // What is there with another mistake is told of already.
+    let at = |key: &str| raw.telemetry_keys.iter().find(|k| k.value == key).map(|k| k.at);
+    let (certificate, key, authority) = (at("tls_certificate"), at("tls_key"), at("client_ca"));
+    match (certificate, key) {
+        (Some(at), None) => f.error(
+            at,
+            "`tls_certificate` in [telemetry] has no `tls_key`",
+            "add the file with its key, or remove it",
+        ),
+        (None, Some(at)) => f.error(
+            at,
+            "`tls_key` in [telemetry] has no `tls_certificate`",
+            "add the file with its certificate, or remove it",
+        ),
+        (Some(at), Some(_)) if matches!(raw.listen, Some(Listen::Off)) => {
+            f.warn(at, "`tls_certificate` does nothing: `listen` is \"off\"", "remove one of the two");
+        }
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    match authority {
+        Some(at) if certificate.is_none() && key.is_none() => f.error(
+            at,
+            "`client_ca` in [telemetry] needs TLS",
+            "add `tls_certificate` and `tls_key`, or remove it",
+        ),
+        Some(at) if !cluster => f.warn(
+            at,
+            "`client_ca` does nothing with the store \"file\": there is no other node to move anything to",
+            "remove it",
+        ),
+        Some(_) | None => {}
+    }
+}
+
 /// A token that lets nobody do anything, or not as one may think.
-fn warn_token(at: usize, listen: Option<Listen>, cluster: bool, f: &mut Findings) {
+fn warn_token(at: usize, listen: Option<Listen>, tls: bool, cluster: bool, f: &mut Findings) {
     match listen {
         _ if !cluster => f.warn(
             at,
@@ -165,10 +202,10 @@ fn warn_token(at: usize, listen: Option<Listen>, cluster: bool, f: &mut Findings
             "remove it",
         ),
         Some(Listen::Off) => f.warn(at, "`token_file` does nothing: `listen` is \"off\"", "remove one of the two"),
-        Some(Listen::On(address)) if !address.ip().is_loopback() => f.warn(
+        Some(Listen::On(address)) if !tls && !address.ip().is_loopback() => f.warn(
             at,
             "actions on the web page are taken from this node itself only: elsewhere the token would cross the network unencrypted",
-            "use an SSH tunnel to this node, or a proxy with TLS on it; `listen` may then be 127.0.0.1",
+            "add `tls_certificate` and `tls_key`; or use an SSH tunnel to this node, and `listen` may be 127.0.0.1",
         ),
         Some(Listen::On(_)) | None => {}
     }
@@ -455,6 +492,8 @@ fn agent_config(
                 Some(Listen::Off) => None,
             },
             token_file: raw.token_file.as_ref().map(|file| file.value.clone()),
+            tls: telemetry_tls(raw),
+            otlp: raw.otlp.clone(),
         },
         lease,
         cluster,
@@ -463,6 +502,13 @@ fn agent_config(
         watchdog: raw.watchdog.clone().unwrap_or_else(|| DEFAULT_WATCHDOG.into()),
         hooks: raw.hooks.clone(),
     }
+}
+
+fn telemetry_tls(raw: &Raw) -> Option<TelemetryTls> {
+    let certificate = raw.tls_certificate.as_ref()?.value.clone();
+    let key = raw.tls_key.as_ref()?.value.clone();
+    let client_ca = raw.client_ca.as_ref().map(|file| file.value.clone());
+    Some(TelemetryTls { certificate, key, client_ca })
 }
 
 fn ports(raw: &Raw) -> Vec<PortConfig> {

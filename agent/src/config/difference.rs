@@ -38,6 +38,8 @@ fn node(loaded: &Loaded) -> Vec<(&'static str, String)> {
     let Loaded { core: Config { node, capacity_percent, .. }, agent, .. } = loaded;
     let path = |p: &std::path::Path| p.display().to_string();
     let listen = agent.telemetry.listen.map_or("off".to_owned(), |l| l.to_string());
+    let tls = agent.telemetry.tls.as_ref();
+    let of_tls = |file: Option<&std::path::PathBuf>| file.map_or("none".to_owned(), |file| path(file));
     let mut all = vec![
         ("name", node.clone()),
         ("capacity_percent", capacity_percent.to_string()),
@@ -45,6 +47,10 @@ fn node(loaded: &Loaded) -> Vec<(&'static str, String)> {
         ("watchdog", path(&agent.watchdog)),
         ("telemetry.listen", listen),
         ("telemetry.token_file", agent.telemetry.token_file.as_deref().map_or("none".to_owned(), path)),
+        ("telemetry.tls_certificate", of_tls(tls.map(|tls| &tls.certificate))),
+        ("telemetry.tls_key", of_tls(tls.map(|tls| &tls.key))),
+        ("telemetry.client_ca", of_tls(tls.and_then(|tls| tls.client_ca.as_ref()))),
+        ("telemetry.otlp", agent.telemetry.otlp.clone().unwrap_or_else(|| "none".to_owned())),
         ("control.socket", path(&agent.control.socket)),
         ("control.group", agent.control.group.clone()),
         ("store.path", path(&agent.store.path)),

@@ -14,6 +14,8 @@
 //! | `paths.state`, `paths.bpffs` | `/var/lib/baton`, `/sys/fs/bpf/baton` |
 //! | `telemetry.listen` | `127.0.0.1:9477`; `"off"`: no HTTP |
 //! | `telemetry.token_file` | none: the web page only shows |
+//! | `telemetry.tls_certificate`, `tls_key`, `client_ca` | none: HTTP without TLS |
+//! | `telemetry.otlp` | none: no traces |
 //! | `timing.*` | probe_interval 10 ms, lease 50 ms, hold_down 1 s, hold_down_max 60 s, announce_repeat 10 ms, 100 ms, 1 s |
 //! | `segment.gateway`, `probe_targets`, `port_failback` | none, none, `"spread"` |
 //! | `balance.*` | [`baton_core::config::Balance`] |
@@ -192,8 +194,23 @@ pub struct PathsConfig {
 pub struct TelemetryConfig {
     /// Where HTTP is served; `None`: nowhere.
     pub listen: Option<SocketAddr>,
-    /// File with the token that actions on the web page need; absolute. `None`: there are none.
+    /// File with the token that actions on the web page need; absolute. `None`: no token is good.
     pub token_file: Option<PathBuf>,
+    /// What TLS is spoken with; `None`: HTTP is not encrypted.
+    pub tls: Option<TelemetryTls>,
+    /// URL of a collector that takes traces by OTLP, without a slash at its end; `None`: there are none.
+    pub otlp: Option<String>,
+}
+
+/// `tls_certificate`, `tls_key` and `client_ca` of `[telemetry]`: PEM files; absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetryTls {
+    /// This node's certificate, and those that lead from it to its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority of those who may act with a certificate of theirs. `None`: nobody is asked for one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Reads and checks the file.

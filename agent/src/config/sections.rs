@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::Uri;
 use baton_core::config::{Balance, Failback};
 use ipnet::IpNet;
 use toml_span::value::Value;
@@ -30,6 +31,12 @@ pub(super) struct Raw {
     pub(super) bpffs: Option<PathBuf>,
     pub(super) listen: Option<Listen>,
     pub(super) token_file: Option<At<PathBuf>>,
+    pub(super) tls_certificate: Option<At<PathBuf>>,
+    pub(super) tls_key: Option<At<PathBuf>>,
+    pub(super) client_ca: Option<At<PathBuf>>,
+    pub(super) otlp: Option<String>,
+    /// Which keys of `[telemetry]` are there, with their places.
+    pub(super) telemetry_keys: Vec<At<&'static str>>,
     pub(super) timing: RawTiming,
     pub(super) balance: Balance,
     pub(super) ports: Vec<RawPort>,
@@ -198,9 +205,16 @@ pub(super) fn read(root: &Value<'_>, f: &mut Findings) -> Raw {
         });
     }
     raw.sections = present(&root, ROOT);
-    if let Some(s) = root.section("telemetry", "[telemetry]", &["listen", "token_file"], f) {
+    let telemetry: &[&'static str] =
+        &["listen", "token_file", "tls_certificate", "tls_key", "client_ca", "otlp"];
+    if let Some(s) = root.section("telemetry", "[telemetry]", telemetry, f) {
         raw.listen = s.text("listen", f).and_then(|text| listen(&text, f));
         raw.token_file = s.path("token_file", f);
+        raw.tls_certificate = s.path("tls_certificate", f);
+        raw.tls_key = s.path("tls_key", f);
+        raw.client_ca = s.path("client_ca", f);
+        raw.otlp = s.text("otlp", f).and_then(|text| collector(&text, f));
+        raw.telemetry_keys = present(&s, telemetry);
     }
     let timing =
         &["probe_interval", "lease", "slack", "hold_down", "hold_down_max", "announce_repeat", "watchdog"];
@@ -281,6 +295,28 @@ fn listen(text: &At<String>, f: &mut Findings) -> Option<Listen> {
             None
         }
     }
+}
+
+/// The URL of a collector, without a slash at its end.
+fn collector(text: &At<String>, f: &mut Findings) -> Option<String> {
+    let url = text.value.trim_end_matches('/');
+    let parsed = url.parse::<Uri>().ok();
+    let is_good = |uri: &Uri| {
+        uri.scheme_str() == Some("http") && uri.host().is_some_and(|h| !h.is_empty()) && uri.query().is_none()
+    };
+    if parsed.as_ref().is_some_and(is_good) {
+        return Some(url.to_owned());
+    }
+    let what = match parsed.as_ref().and_then(Uri::scheme_str) {
+        Some("https") => "is by TLS, which is not spoken towards a collector",
+        Some(_) | None => "is not the URL of a collector",
+    };
+    f.error(
+        text.at,
+        format!("`otlp` in [telemetry] is \"{}\", and {what}", text.value.escape_debug()),
+        "write it as \"http://127.0.0.1:4318\": a collector on this node may pass traces on by TLS",
+    );
+    None
 }
 
 fn read_segment(s: &Section<'_, '_>, f: &mut Findings) -> RawSegment {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use baton_core::config::PortFailback;
 
 use super::texts::{errors, good, said as warnings, warnings as other_warnings};
-use super::{Loaded, parse};
+use super::{Loaded, TelemetryTls, parse};
 
 /// A good file; tests change a line of it.
 const GOOD: &str = r#"[node]
@@ -161,6 +161,8 @@ fn the_packaged_example_is_good() {
     );
     assert_eq!(std::mem::take(&mut agent.hooks)[0].timeout, seconds(10));
     agent.telemetry.token_file = None;
+    agent.telemetry.tls = None;
+    agent.telemetry.otlp = None;
     assert_eq!(agent, loaded.agent);
 }
 
@@ -671,8 +673,64 @@ fn a_token_for_the_page_is_for_clusters_and_for_this_node_alone() {
     assert_eq!(loaded.agent.telemetry.token_file.as_deref(), Some(std::path::Path::new("/etc/baton/token")));
     let open = all(&format!("{member}{file}listen = \"0.0.0.0:9477\"\n"));
     assert!(open.iter().any(|w| w.contains("from this node itself only")), "{open:?}");
+    let tls = "tls_certificate = \"/c\"\ntls_key = \"/k\"\n";
+    assert_eq!(all(&format!("{member}{file}{tls}listen = \"0.0.0.0:9477\"\n")), [""; 0]);
     let off = all(&format!("{member}{file}listen = \"off\"\n"));
     assert!(off.iter().any(|w| w.contains("`listen` is \"off\"")), "{off:?}");
     let relative = errors(&format!("{GOOD}[telemetry]\ntoken_file = \"token\"\n"));
     assert!(relative[0].contains("not an absolute path"), "{relative:?}");
+}
+
+#[test]
+fn tls_of_the_page_is_whole_or_not_there() {
+    let file = |keys: &str| format!("{GOOD}[telemetry]\n{keys}");
+    let loaded = good(&file("tls_certificate = \"/c\"\ntls_key = \"/k\"\n"));
+    let tls = TelemetryTls { certificate: "/c".into(), key: "/k".into(), client_ca: None };
+    assert_eq!(loaded.agent.telemetry.tls, Some(tls));
+    for (keys, expected) in [
+        ("tls_certificate = \"/c\"\n", "`tls_certificate` in [telemetry] has no `tls_key`; add"),
+        ("tls_key = \"/k\"\n", "`tls_key` in [telemetry] has no `tls_certificate`; add"),
+        ("client_ca = \"/a\"\n", "`client_ca` in [telemetry] needs TLS; add"),
+        ("tls_certificate = \"/c\"\ntls_key = \"k\"\n", "`tls_key` in [telemetry] is \"k\""),
+    ] {
+        let found = errors(&file(keys));
+        let line = 13 + keys.lines().count();
+        assert!(found[0].starts_with(&format!("{line}:")), "{keys}: {found:?}");
+        assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
+    }
+    let both = "tls_certificate = \"/c\"\ntls_key = \"/k\"\nclient_ca = \"/a\"\n";
+    let alone = warnings(&good(&file(both)).warnings);
+    assert!(
+        alone.iter().any(|w| w.starts_with("16:") && w.contains("`client_ca` does nothing with the store")),
+        "{alone:?}"
+    );
+    let off = warnings(&good(&file(&format!("{both}listen = \"off\"\n"))).warnings);
+    assert!(off.iter().any(|w| w.contains("`tls_certificate` does nothing")), "{off:?}");
+}
+
+#[test]
+fn a_collector_is_reached_by_plain_http() {
+    let file = |url: &str| format!("{GOOD}[telemetry]\notlp = {url:?}\n");
+    for url in
+        ["http://127.0.0.1:4318", "http://127.0.0.1:4318/", "http://[::1]:4318", "http://collector/otlp"]
+    {
+        let loaded = good(&file(url));
+        assert_eq!(loaded.agent.telemetry.otlp.as_deref(), Some(url.trim_end_matches('/')), "{url}");
+    }
+    for (url, part) in [
+        ("https://collector:4318", "by TLS"),
+        ("collector:4318", "not the URL"),
+        ("127.0.0.1:4318", "not the URL"),
+        ("http://", "not the URL"),
+        ("http://a b", "not the URL"),
+        ("http://collector/?x=1", "not the URL"),
+        ("", "not the URL"),
+    ] {
+        let found = errors(&file(url));
+        assert!(
+            found.len() == 1 && found[0].starts_with("14:") && found[0].contains("`otlp` in [telemetry] is"),
+            "{url}: {found:?}"
+        );
+        assert!(found[0].contains(part) && found[0].contains("http://127.0.0.1:4318"), "{url}: {found:?}");
+    }
 }

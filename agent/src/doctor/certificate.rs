@@ -1,4 +1,4 @@
-//! When a certificate expires. Reads as much of X.509 as that takes (RFC 5280, 4.1; X.690, DER), and trusts nothing.
+//! When a certificate expires, and whose it is. Reads as much of X.509 as that takes (RFC 5280, 4.1; X.690, DER), and trusts nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,9 +11,13 @@ const INTEGER: u8 = 0x02;
 const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+const OBJECT: u8 = 0x06;
+const SET: u8 = 0x31;
+/// 2.5.4.3 (X.520).
+const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
 /// The earliest end of all certificates in a PEM file.
-pub(super) fn expires(pem: &str) -> Result<SystemTime, String> {
+pub(crate) fn expires(pem: &str) -> Result<SystemTime, String> {
     let mut ends = Vec::new();
     let mut rest = pem;
     while let Some((_, from)) = rest.split_once("-----BEGIN CERTIFICATE-----") {
@@ -48,7 +52,23 @@ fn expect(der: &[u8], wanted: u8) -> Option<(&[u8], &[u8])> {
     (tag == wanted).then_some((content, rest))
 }
 
-fn not_after(der: &[u8]) -> Option<SystemTime> {
+/// The common name of whom a certificate is for. What it says is shown, and nothing is decided by it.
+pub(crate) fn common_name(der: &[u8]) -> Option<String> {
+    let (_, mut subject) = validity_and_subject(der)?;
+    while let Some((SET, name, rest)) = element(subject) {
+        let (attribute, _) = expect(name, SEQUENCE)?;
+        let (kind, value) = expect(attribute, OBJECT)?;
+        if kind == COMMON_NAME {
+            let (_, text, _) = element(value)?;
+            return Some(String::from_utf8_lossy(text).escape_debug().to_string());
+        }
+        subject = rest;
+    }
+    None
+}
+
+/// The contents of both.
+fn validity_and_subject(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (certificate, _) = expect(der, SEQUENCE)?;
     let (mut rest, _) = expect(certificate, SEQUENCE)?;
     if let Some((_, after)) = expect(rest, VERSION) {
@@ -57,7 +77,13 @@ fn not_after(der: &[u8]) -> Option<SystemTime> {
     let (_, rest) = expect(rest, INTEGER)?; // serial number
     let (_, rest) = expect(rest, SEQUENCE)?; // signature algorithm
     let (_, rest) = expect(rest, SEQUENCE)?; // issuer
-    let (validity, _) = expect(rest, SEQUENCE)?;
+    let (validity, rest) = expect(rest, SEQUENCE)?;
+    let (subject, _) = expect(rest, SEQUENCE)?;
+    Some((validity, subject))
+}
+
+fn not_after(der: &[u8]) -> Option<SystemTime> {
+    let (validity, _) = validity_and_subject(der)?;
     let (_, _, end) = element(validity)?; // from when on it is valid
     let (tag, text, _) = element(end)?;
     let text = std::str::from_utf8(text).ok()?;
@@ -112,6 +138,8 @@ mod tests {
         let left = expires(&pem).unwrap().duration_since(SystemTime::now()).unwrap();
         let days = left.as_secs_f64() / 86_400.0;
         assert!((9.5..10.5).contains(&days), "{days}");
+        let body: String = pem.lines().filter(|l| !l.starts_with('-')).collect();
+        assert_eq!(common_name(&STANDARD.decode(body).unwrap()).as_deref(), Some("lab"));
         // The key is no certificate, and half a certificate is none either.
         let key = std::fs::read_to_string(folder.path().join("k")).unwrap();
         assert!(expires(&key).unwrap_err().contains("no certificate"));
@@ -135,7 +163,7 @@ mod tests {
         }
         for bytes in [&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff][..], &[0x30, 0x80], &[0x30, 0x85, 1, 1, 1, 1, 1]]
         {
-            assert_eq!(not_after(bytes), None);
+            assert_eq!((not_after(bytes), common_name(bytes)), (None, None));
         }
     }
 }

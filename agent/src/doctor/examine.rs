@@ -7,8 +7,8 @@ use std::time::Duration;
 use baton_core::{Attachment, PortState};
 
 use super::{
-    Agent, Clock, Endpoint, Facts, Finding, Key, Level, Member, Port, Setting, StateFolder, Store, Wanted,
-    Watchdog, by_segment,
+    Agent, Clock, Endpoint, Facts, Finding, Key, Level, Member, Page, Port, Setting, StateFolder, Store,
+    Wanted, Watchdog, by_segment,
 };
 
 /// The oldest kernel that has everything, and the oldest with links for TC.
@@ -68,6 +68,10 @@ const SLOW_STORE: Duration = Duration::from_millis(250);
 const LARGE_STORE: u64 = 1_800_000_000;
 /// How long before its end a certificate is spoken of.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
+/// What to do about a certificate for the store, and one for the page.
+const NO_STORE: &str = "renew it: etcd is not reached without it, and then nothing can be taken over";
+const RENEW_PAGE: &str =
+    "renew it, then `baton reload`: who looks, scrapes or acts is refused, or refuses, when it has ended";
 /// The journal takes up to 16 MiB, the record of inputs likewise, and the database a few.
 const ENOUGH_SPACE: u64 = 128 << 20;
 const LEAST_SPACE: u64 = 32 << 20;
@@ -127,6 +131,9 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     at("state folder", &|at| state(&facts.state, at));
     for (hook, what) in &facts.hooks {
         at(&format!("hook {hook}"), &|at| at.warn(what, "correct `run` of its [[hook]], or that file"));
+    }
+    if let Some(tls) = &facts.page {
+        at("web page", &|at| page(tls, at));
     }
     if let Some(device) = &facts.watchdog {
         at("watchdog", &|at| watchdog(device, at));
@@ -460,11 +467,22 @@ fn store(store: &Store, at: &mut At<'_>) {
         }
     }
     for (file, end) in certificates {
-        certificate(file, end, *now, at);
+        certificate(file, end, *now, NO_STORE, at);
     }
     for (file, mode) in secrets.iter().filter(|(_, mode)| mode & 0o077 != 0) {
         let file = file.display();
         at.warn(format!("{file} may be read by others (mode {mode:03o})"), format!("chmod 600 {file}"));
+    }
+}
+
+fn page(page: &Page, at: &mut At<'_>) {
+    if let Some(why) = &page.unusable {
+        let (what, remedy) = why.rsplit_once("; ").unwrap_or((why, "have a certificate made for a new key"));
+        at.problem(what, remedy);
+    }
+    // What can't be read is told of above.
+    for (file, end) in page.certificates.iter().filter(|(_, end)| end.is_ok()) {
+        certificate(file, end, page.now, RENEW_PAGE, at);
     }
 }
 
@@ -518,9 +536,9 @@ fn certificate(
     file: &Path,
     end: &Result<std::time::SystemTime, String>,
     now: std::time::SystemTime,
+    renew: &str,
     at: &mut At<'_>,
 ) {
-    let renew = "renew it: etcd is not reached without it, and then nothing can be taken over";
     let file = file.display();
     let end = match end {
         Ok(end) => end,

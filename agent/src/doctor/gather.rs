@@ -12,13 +12,14 @@ use aya::programs::ProgramType;
 use nix::sys::statfs::{BPF_FS_MAGIC, TMPFS_MAGIC, statfs};
 
 use super::{
-    Agent, Clock, Endpoint, Facts, Kernel, Key, Level, Link, Member, Port, Privileges, Setting, StateFolder,
-    Store, Wanted, Watchdog, certificate,
+    Agent, Clock, Endpoint, Facts, Kernel, Key, Level, Link, Member, Page, Port, Privileges, Setting,
+    StateFolder, Store, Wanted, Watchdog, certificate,
 };
-use crate::config::{Definitions, EtcdConfig, Fence, Loaded, Resources, StoreKind};
+use crate::config::{Definitions, EtcdConfig, Fence, Loaded, Resources, StoreKind, TelemetryTls};
 use crate::control::{ClientError, Request, StatusRequest, ask};
 use crate::slow::{missing_capabilities, probe_key, sysctl};
 use crate::store::etcd::{Etcd, ask_member};
+use crate::telemetry::read_tls;
 
 /// Programs that manage addresses of their own.
 const MANAGERS: [&str; 10] = [
@@ -96,6 +97,7 @@ pub fn gather(
             .iter()
             .filter_map(|hook| Some((hook.name.clone(), crate::hooks::complaint(hook)?)))
             .collect(),
+        page: own.telemetry.tls.as_ref().filter(|_| own.telemetry.listen.is_some()).map(page),
         watchdog: resources.iter().any(|r| r.fence == Fence::Watchdog).then(|| watchdog(&own.watchdog)),
     })
 }
@@ -271,16 +273,26 @@ async fn etcd_store(config: &EtcdConfig, loaded: &Loaded) -> (Store, Option<Defi
     let mut secrets = Vec::new();
     if let Some(tls) = &config.tls {
         let own = tls.identity.iter().map(|(certificate, _)| certificate);
-        for file in own.chain([&tls.ca]) {
-            let pem = fs::read_to_string(file).map_err(|e| e.to_string());
-            certificates.push((file.clone(), pem.and_then(|pem| certificate::expires(&pem))));
-        }
+        certificates.extend(own.chain([&tls.ca]).map(|file| end_of(file)));
         secrets.extend(tls.identity.iter().map(|(_, key)| key.clone()));
     }
     secrets.extend(config.credentials.iter().map(|c| c.password_file.clone()));
     let mode = |file: PathBuf| fs::metadata(&file).ok().map(|m| (file, m.mode() & 0o777));
     let secrets = secrets.into_iter().filter_map(mode).collect();
     (Store::Etcd { endpoints, definitions, certificates, secrets, now: SystemTime::now() }, parsed)
+}
+
+/// A file with certificates, and when the first of them ends.
+fn end_of(file: &Path) -> (PathBuf, Result<SystemTime, String>) {
+    let pem = fs::read_to_string(file).map_err(|e| e.to_string());
+    (file.to_owned(), pem.and_then(|pem| certificate::expires(&pem)))
+}
+
+fn page(files: &TelemetryTls) -> Page {
+    let unusable = read_tls(files).err().map(|e| e.to_string());
+    let certificates =
+        [&files.certificate].into_iter().chain(&files.client_ca).map(|file| end_of(file)).collect();
+    Page { unusable, certificates, now: SystemTime::now() }
 }
 
 async fn one_member(config: &EtcdConfig, url: String) -> Endpoint {

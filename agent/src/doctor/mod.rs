@@ -3,7 +3,7 @@
 //! Three steps: [`gather()`] reads facts and changes nothing, [`examine()`] draws findings from them and reads nothing, the
 //! command line shows them. What is wrong with the configuration's text is the business of `baton check`.
 
-mod certificate;
+pub(crate) mod certificate;
 mod examine;
 mod gather;
 #[cfg(test)]
@@ -96,6 +96,8 @@ pub struct Facts {
     pub state: StateFolder,
     /// What is wrong with programs of hooks: the hook's name and what.
     pub hooks: Vec<(String, String)>,
+    /// The web page, where it speaks TLS.
+    pub page: Option<Page>,
     /// The watchdog device, where a virtual server here is fenced by it.
     pub watchdog: Option<Watchdog>,
 }
@@ -274,6 +276,17 @@ pub struct StateFolder {
     pub files: Option<u64>,
     /// It is in memory, and gone after a restart of the machine.
     pub in_memory: bool,
+}
+
+/// The web page with TLS.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Why it can't be served so.
+    pub unusable: Option<String>,
+    /// The files with certificates, and when the first in each ends, or why that can't be told.
+    pub certificates: Vec<(PathBuf, Result<SystemTime, String>)>,
+    /// Now.
+    pub now: SystemTime,
 }
 
 /// A watchdog device.

@@ -45,6 +45,13 @@ fn etcd() -> Store {
     }
 }
 
+/// A web page whose certificate is good for so many days.
+fn page(unusable: Option<&str>, days: u64) -> Page {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+    let certificates = vec![("/etc/baton/page.pem".into(), Ok(now + Duration::from_secs(days * 86_400)))];
+    Page { unusable: unusable.map(str::to_owned), certificates, now }
+}
+
 fn setting(key: &str, found: &str, wanted: Wanted) -> Setting {
     Setting { key: key.to_owned(), found: found.to_owned(), wanted }
 }
@@ -107,6 +114,7 @@ fn fit() -> Facts {
             in_memory: false,
         },
         hooks: Vec::new(),
+        page: None,
         watchdog: Some(Watchdog {
             path: "/dev/watchdog".into(),
             exists: true,
@@ -414,6 +422,24 @@ const FAULTS: &[Fault] = &[
         Level::Problem,
         "No such file",
         "PEM",
+    ),
+    (
+        "web page",
+        |f| {
+            let why =
+                "telemetry.tls_key = /etc/baton/page.key: there is no key in it; put the key there, as PEM";
+            f.page = Some(page(Some(why), 365));
+        },
+        Level::Problem,
+        "there is no key in it",
+        "put the key there",
+    ),
+    (
+        "web page",
+        |f| f.page = Some(page(None, 9)),
+        Level::Warning,
+        "page.pem expires in 9 days",
+        "`baton reload`",
     ),
     (
         "store",

@@ -364,8 +364,10 @@ fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, R
             metrics,
             published: published.clone(),
             http: None,
+            tls: None,
+            traces: None,
         };
-        reloading.serve_http(&loaded).await;
+        reloading.start_telemetry(&loaded).await;
         match control::bind(&agent.control) {
             Ok(listener) => {
                 let server = control::Server::new(published.clone(), state.clone());

@@ -14,11 +14,11 @@ use tokio::task::JoinHandle;
 
 use super::{cluster, notify, probe_key};
 use crate::cli;
-use crate::config::{self, AgentConfig, Loaded, StoreKind};
+use crate::config::{self, AgentConfig, Loaded, StoreKind, TelemetryConfig};
 use crate::control::{How, ReloadAnswer, ReloadCall};
 use crate::fast;
 use crate::store::etcd::Etcd;
-use crate::telemetry::{self, Actions, Metrics, Published};
+use crate::telemetry::{self, Actions, Material, Metrics, Published, Tls};
 
 /// How long a store that is new to this node may take to answer.
 const STORE_PATIENCE: Duration = Duration::from_secs(3);
@@ -82,24 +82,57 @@ pub(super) struct Reloading {
     pub published: Published,
     /// Serves HTTP, if somebody does.
     pub http: Option<JoinHandle<()>>,
+    /// What TLS is spoken with there.
+    pub tls: Option<Material>,
+    /// Sends traces, if somebody does, and where to.
+    pub traces: Option<(String, JoinHandle<()>)>,
 }
 
 impl Reloading {
-    /// Serves HTTP as configured from now on.
-    pub(super) async fn serve_http(&mut self, loaded: &Loaded) {
+    /// Serves HTTP and sends traces as configured from now on.
+    pub(super) async fn start_telemetry(&mut self, loaded: &Loaded) {
+        self.send_traces(loaded);
+        // Why it can't be used is told by who serves, and tries again.
+        let tls = read_tls(loaded).await.ok().flatten();
+        self.serve_http(loaded, tls).await;
+    }
+
+    /// Sends traces as configured from now on. Those that wait are lost where that is somewhere else.
+    fn send_traces(&mut self, loaded: &Loaded) {
+        let otlp = &loaded.agent.telemetry.otlp;
+        if self.traces.as_ref().map(|(endpoint, _)| endpoint) == otlp.as_ref() {
+            return;
+        }
+        if let Some((_, traces)) = self.traces.take() {
+            traces.abort();
+        }
+        self.traces = otlp.clone().map(|endpoint| {
+            let (node, published) = (loaded.core.node.clone(), self.published.clone());
+            let traces = telemetry::trace(endpoint.clone(), node, published, self.metrics.clone());
+            (endpoint, tokio::spawn(traces))
+        });
+    }
+
+    /// Serves HTTP as configured from now on, with what has been read. Who is connected finishes what he has asked for, and nothing more.
+    async fn serve_http(&mut self, loaded: &Loaded, material: Option<Material>) {
         if let Some(http) = self.http.take() {
             http.abort();
             let _ = http.await; // what it listened on is free
         }
         let agent = &loaded.agent;
-        let token = agent.telemetry.token_file.clone().filter(|_| agent.cluster.is_some());
-        let actions = token.map(|file| {
+        let TelemetryConfig { listen, token_file, tls, otlp: _ } = &agent.telemetry;
+        let has_authority = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let may_act = agent.cluster.is_some() && (token_file.is_some() || has_authority);
+        let actions = may_act.then(|| {
             let loaded = loaded.clone();
-            Actions::new(file, Arc::new(move |action| cli::act(&loaded, action)))
+            Actions::new(token_file.clone(), Arc::new(move |action| cli::act(&loaded, action)))
         });
-        self.http = agent.telemetry.listen.map(|listen| {
+        self.tls.clone_from(&material);
+        let tls = tls.clone().map(|files| Tls { files, material });
+        self.http = listen.map(|listen| {
             let (metrics, published) = (self.metrics.clone(), self.published.clone());
-            tokio::spawn(telemetry::run(listen, metrics, published, agent.paths.state.clone(), actions))
+            let router = telemetry::router(metrics, published, agent.paths.state.clone(), actions);
+            tokio::spawn(telemetry::run(listen, router, tls))
         });
     }
 
@@ -116,12 +149,9 @@ impl Reloading {
                 let _ = answer.send(told); // who asked may have gone
             }
         };
-        let checked = check(configuration).await;
+        let checked = check(configuration, self.tls.as_ref()).await;
         if dry_run {
-            tell(
-                checked
-                    .map_or_else(ReloadAnswer::refused, |(_, how, changes)| ReloadAnswer::new(how, changes)),
-            );
+            tell(checked.map_or_else(ReloadAnswer::refused, |c| ReloadAnswer::new(c.how, c.changes)));
             return false;
         }
         let begin =
@@ -134,9 +164,10 @@ impl Reloading {
                 tell(ReloadAnswer::refused(error));
                 false
             }
-            Ok((new, how, changes)) => {
+            Ok(checked) => {
+                let (how, changes) = (checked.how, checked.changes.clone());
                 changes.iter().for_each(|line| tracing::info!("reload: {line}"));
-                let anew = self.take_up(configuration, new, how, &changes).await;
+                let anew = self.take_up(configuration, checked).await;
                 tell(ReloadAnswer::new(how, changes));
                 anew
             }
@@ -147,14 +178,9 @@ impl Reloading {
         done
     }
 
-    async fn take_up(
-        &mut self,
-        configuration: &mut Configuration,
-        new: Loaded,
-        how: How,
-        changes: &[String],
-    ) -> bool {
-        let reloaded = EventKind::Reloaded { changes: changes.to_vec() };
+    async fn take_up(&mut self, configuration: &mut Configuration, checked: Checked) -> bool {
+        let Checked { new, how, changes, tls } = checked;
+        let reloaded = EventKind::Reloaded { changes: changes.clone() };
         match how {
             How::Nothing => self.tell(reloaded),
             How::InPlace => {
@@ -165,14 +191,15 @@ impl Reloading {
                     self.tell(reloaded);
                 }
                 let grace = new.agent.agent_grace;
-                let request = fast::Reload { config: core, grace, changes: changes.to_vec(), done };
+                let request = fast::Reload { config: core, grace, changes, done };
                 // A fast thread that is gone ends this run anyway.
                 if self.fast.send(request).await.is_ok() {
                     let _ = is_done.await;
                 }
                 self.sampled.send_replace(new.core.clone());
-                if new.agent.telemetry != configuration.loaded.agent.telemetry {
-                    self.serve_http(&new).await;
+                if new.agent.telemetry != configuration.loaded.agent.telemetry || tls != self.tls {
+                    self.serve_http(&new, tls).await;
+                    self.send_traces(&new);
                 }
                 configuration.loaded = new;
             }
@@ -193,8 +220,26 @@ impl Reloading {
     }
 }
 
-/// Reads the file and checks all that can be checked without touching anything.
-async fn check(configuration: &Configuration) -> Result<(Loaded, How, Vec<String>), String> {
+/// A configuration that can be taken up.
+struct Checked {
+    new: Loaded,
+    how: How,
+    /// What is different, a line each.
+    changes: Vec<String>,
+    /// What TLS is to be spoken with.
+    tls: Option<Material>,
+}
+
+/// Reads the files of TLS, where HTTP is served with it.
+async fn read_tls(loaded: &Loaded) -> Result<Option<Material>, String> {
+    let telemetry = &loaded.agent.telemetry;
+    let Some(files) = telemetry.tls.clone().filter(|_| telemetry.listen.is_some()) else { return Ok(None) };
+    let read = tokio::task::spawn_blocking(move || telemetry::read_tls(&files)).await;
+    read.map_err(|e| e.to_string())?.map(Some).map_err(|e| e.to_string())
+}
+
+/// Reads the file and checks all that can be checked without touching anything. `tls`: what TLS is spoken with now.
+async fn check(configuration: &Configuration, tls: Option<&Material>) -> Result<Checked, String> {
     let Configuration { file, loaded, .. } = configuration;
     let mut new = config::reload(file, loaded).map_err(|e| e.to_string())?;
     if configuration.is_confined && !super::needs_little(&new) {
@@ -238,8 +283,14 @@ async fn check(configuration: &Configuration) -> Result<(Loaded, How, Vec<String
             }
         }
     }
-    let changes = config::difference(loaded, &new);
-    Ok((new, how, changes))
+    let read = read_tls(&new).await.map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut changes = config::difference(loaded, &new);
+    let is_renewed = new.agent.telemetry == loaded.agent.telemetry && read.as_ref() != tls;
+    if is_renewed {
+        changes.push("node: other certificates in the files in [telemetry]".to_owned());
+    }
+    let how = if is_renewed && how == How::Nothing { How::InPlace } else { how };
+    Ok(Checked { new, how, changes, tls: read })
 }
 
 /// What it takes to take it up.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::tls_tests;
 
 const FILE: &str = r#"
 [node]
@@ -80,7 +81,7 @@ async fn refusals_have_line_column_and_remedy() {
     let configuration = Configuration::new(file.clone(), parsed(FILE));
     let refused = async |text: &str| {
         std::fs::write(&file, text).expect("written");
-        check(&configuration).await.map(|_| ()).expect_err("refused")
+        check(&configuration, None).await.map(|_| ()).expect_err("refused")
     };
     let error = refused(&FILE.replace("fs1", "fs2")).await;
     assert!(error.ends_with("baton.toml:3:9: `name` in [node] can't be changed while the agent runs; set it back, or restart the agent (`systemctl restart baton`: what it serves stays served)"), "{error}");
@@ -94,6 +95,78 @@ async fn refusals_have_line_column_and_remedy() {
         refused(&FILE.replace("[[port]]", &format!("[telemetry]\nlisten = \"{listen}\"\n[[port]]"))).await;
     assert!(error.contains("can't be used") && error.contains("choose another"), "{error}");
     std::fs::write(&file, FILE).expect("written");
-    let (_, how, changes) = check(&configuration).await.expect("accepted");
-    assert_eq!((how, changes), (How::Nothing, Vec::new()));
+    let checked = check(&configuration, None).await.expect("accepted");
+    assert_eq!((checked.how, checked.changes), (How::Nothing, Vec::new()));
+}
+
+/// An agent without its fast thread, which takes up whatever comes.
+fn reloading() -> Reloading {
+    let (fast, mut reloads) = mpsc::channel::<fast::Reload>(1);
+    tokio::spawn(async move {
+        while let Some(reload) = reloads.recv().await {
+            let _ = reload.done.send(());
+        }
+    });
+    let (_, published) = telemetry::channel();
+    let metrics = Arc::new(Metrics::new(published.clone()));
+    let (events, _) = mpsc::channel(8);
+    let (sampled, _) = watch::channel(parsed(FILE).core);
+    Reloading { fast, events, sampled, metrics, published, http: None, tls: None, traces: None }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_after_a_reload_and_a_broken_one_changes_nothing() {
+    let folder = tls_tests::folder();
+    let file = folder.path().join("baton.toml");
+    // An address that no other process has: loopback has many.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let address = std::net::SocketAddr::from(([127, 64 | a & 0x3f, b, c], 9477));
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let text = format!(
+        "[telemetry]\nlisten = \"{address}\"\ntls_certificate = {:?}\ntls_key = {:?}\n{FILE}",
+        path("page.pem"),
+        path("page.key")
+    );
+    std::fs::write(&file, &text).expect("written");
+    let mut configuration = Configuration::new(file.clone(), parsed(&text));
+    let mut agent = reloading();
+    agent.start_telemetry(&configuration.loaded.clone()).await;
+    let shown = async || {
+        let end = tokio::time::Instant::now() + crate::testing::LONG;
+        loop {
+            match tls_tests::connect(&folder, address, None).await {
+                Ok(stream) => {
+                    let (_, session) = stream.get_ref();
+                    return session.peer_certificates().expect("a certificate")[0].to_vec();
+                }
+                // It listens as soon as it has come round to it.
+                Err(e) => assert!(tokio::time::Instant::now() < end, "{e}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reload = async |agent: &mut Reloading, configuration: &mut Configuration, dry_run: bool| {
+        let (answer, answered) = oneshot::channel();
+        assert!(!agent.reload(configuration, Some(ReloadCall { dry_run, answer })).await);
+        serde_json::to_string(&answered.await.expect("an answer")).expect("JSON")
+    };
+    let first = shown().await;
+    let said = reload(&mut agent, &mut configuration, false).await;
+    assert!(said.contains("nothing") && !said.contains("certificates"), "{said}");
+    tls_tests::issue(&folder, "page", "ca");
+    assert_eq!(shown().await, first, "until it is told");
+    let said = reload(&mut agent, &mut configuration, true).await;
+    assert!(said.contains("other certificates in the files"), "{said}");
+    assert_eq!(shown().await, first, "only asked");
+    let said = reload(&mut agent, &mut configuration, false).await;
+    assert!(said.contains("in_place") && said.contains("other certificates in the files"), "{said}");
+    let second = shown().await;
+    assert_ne!(second, first);
+    // A key that is not the certificate's.
+    std::fs::copy(path("me.key"), path("page.key")).expect("copied");
+    let said = reload(&mut agent, &mut configuration, false).await;
+    assert!(said.contains("baton.toml: telemetry.tls_certificate = "), "{said}");
+    assert!(said.contains("the one for that key"), "{said}");
+    assert_eq!(shown().await, second);
+    agent.http.expect("served").abort();
 }

@@ -2,8 +2,11 @@
 //!
 //! `POST /action` takes one [`Action`] as JSON with `Authorization: Bearer TOKEN`, the token being what the file
 //! `token_file` in `[telemetry]` holds, which only root may read. It is not in a cookie, so no other page can make a browser send
-//! it. HTTP here is without TLS, so that only who comes from this node itself is answered: through an SSH tunnel, or a proxy
-//! with TLS that runs here. Without `token_file` there are no actions.
+//! it. Without TLS only who comes from this node itself is answered: through an SSH tunnel, or a proxy with TLS that runs here.
+//!
+//! Who shows a certificate that the authority in `client_ca` has signed needs no token. A browser shows it for whatever page asks, so
+//! that what is asked must be JSON by its header, which only this page can make a browser send, and must come from here if it says
+//! where it comes from. Without `token_file` and `client_ca` there are no actions.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -22,6 +25,8 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
+
+use super::tls::Peer;
 
 /// Shortest token, in bytes.
 const LEAST: usize = 16;
@@ -70,7 +75,7 @@ pub type Act = dyn Fn(&Action) -> Result<String, String> + Send + Sync;
 /// Who may ask, and who does it.
 #[derive(Clone)]
 pub struct Actions {
-    token_file: PathBuf,
+    token_file: Option<PathBuf>,
     act: Arc<Act>,
     /// One action at a time.
     acting: Arc<Semaphore>,
@@ -79,8 +84,8 @@ pub struct Actions {
 }
 
 impl Actions {
-    /// With the token in this file, which is read anew for each request.
-    pub fn new(token_file: PathBuf, act: Arc<Act>) -> Actions {
+    /// For who has the token in this file, which is read anew for each request, or shows a certificate.
+    pub fn new(token_file: Option<PathBuf>, act: Arc<Act>) -> Actions {
         let (acting, guessing) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1)));
         Actions { token_file, act, acting, guessing }
     }
@@ -91,17 +96,21 @@ impl Actions {
 struct May {
     /// There are actions, for whoever asks from there.
     actions: bool,
+    /// The certificate that was shown is enough, without a token.
+    certificate: bool,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'static str>,
 }
 
-const NOT_CONFIGURED: &str = "token_file in [telemetry] is not set";
-const FROM_AFAR: &str = "the token would cross the network unencrypted: ask from the node itself, through an SSH tunnel or a proxy with TLS";
+const NOT_CONFIGURED: &str = "neither token_file nor client_ca in [telemetry] is set";
+const FROM_AFAR: &str = "the token would cross the network unencrypted: set tls_certificate and tls_key in [telemetry], or ask from the node itself, through an SSH tunnel or a proxy with TLS";
+const NO_CERTIFICATE: &str = "this is for who shows a client certificate by the authority in client_ca";
+const FROM_ELSEWHERE: &str = "with a certificate in place of a token it must have `Content-Type: application/json`, and come from this page";
 
 /// The routes.
 pub(super) fn router(actions: Option<Actions>) -> Router {
-    let may = get(may).with_state(actions.is_some());
+    let may = get(may).with_state(actions.clone());
     let router = Router::new().route("/may.json", may);
     match actions {
         Some(actions) => {
@@ -116,43 +125,78 @@ fn is_near(peer: SocketAddr) -> bool {
     peer.ip().to_canonical().is_loopback()
 }
 
-async fn may(State(configured): State<bool>, ConnectInfo(peer): ConnectInfo<SocketAddr>) -> Response {
-    let why = match (configured, is_near(peer)) {
-        (false, _) => Some(NOT_CONFIGURED),
-        (true, false) => Some(FROM_AFAR),
-        (true, true) => None,
-    };
-    ([(header::CACHE_CONTROL, "no-store")], Json(May { actions: why.is_none(), why })).into_response()
+/// The file with the token that this one may show, if no certificate does.
+fn token_file<'a>(actions: &'a Actions, peer: &Peer) -> Result<&'a PathBuf, &'static str> {
+    let file = actions.token_file.as_ref().ok_or(NO_CERTIFICATE)?;
+    if peer.encrypted || is_near(peer.address) { Ok(file) } else { Err(FROM_AFAR) }
 }
 
-async fn act(
-    State(actions): State<Actions>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    if !is_near(peer) {
-        return (StatusCode::FORBIDDEN, FROM_AFAR).into_response();
+async fn may(State(actions): State<Option<Actions>>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+    let certificate = actions.is_some() && peer.certificate.is_some();
+    let why = match &actions {
+        None => Some(NOT_CONFIGURED),
+        Some(_) if certificate => None,
+        Some(actions) => token_file(actions, &peer).err(),
+    };
+    let may = May { actions: why.is_none(), certificate, why };
+    ([(header::CACHE_CONTROL, "no-store")], Json(may)).into_response()
+}
+
+/// Was it sent by this page, or by no page at all?
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let kind = text(header::CONTENT_TYPE).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let origin = text(header::ORIGIN).map(|origin| origin.strip_prefix("https://").unwrap_or_default());
+    kind.eq_ignore_ascii_case("application/json")
+        && origin.is_none_or(|origin| Some(origin) == text(header::HOST) && !origin.is_empty())
+}
+
+/// Who may act, for the log; or what who may not is answered.
+async fn authorise(
+    actions: &Actions,
+    peer: &Peer,
+    headers: &HeaderMap,
+) -> Result<String, (StatusCode, &'static str)> {
+    if let Some(name) = &peer.certificate {
+        let is_from_here = is_from_here(headers);
+        let by = || format!("the certificate of {name}");
+        return is_from_here.then(by).ok_or((StatusCode::FORBIDDEN, FROM_ELSEWHERE));
     }
+    let file = token_file(actions, peer).map_err(|why| (StatusCode::FORBIDDEN, why))?.clone();
     let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default().to_owned();
-    let file = actions.token_file.clone();
+    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
     let token = match tokio::task::spawn_blocking(move || token(&file)).await {
         Ok(Ok(token)) => token,
         Ok(Err(error)) => {
             tracing::error!("{error}; nobody may act through the page");
-            return (StatusCode::INTERNAL_SERVER_ERROR, "the token can't be read; the agent's log says why")
-                .into_response();
+            let said = "the token can't be read; the agent's log says why";
+            return Err((StatusCode::INTERNAL_SERVER_ERROR, said));
         }
-        Err(_) => return StatusCode::SERVICE_UNAVAILABLE.into_response(), // the runtime ends
+        Err(_) => return Err((StatusCode::SERVICE_UNAVAILABLE, "the agent ends")),
     };
     if !same(&token, given.as_bytes()) {
         let _turn = actions.guessing.acquire().await;
         tokio::time::sleep(PENALTY).await;
-        tracing::warn!(%peer, "a wrong token for an action on the page");
-        return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "the token is wrong")
-            .into_response();
+        tracing::warn!(peer = %peer.address, "a wrong token for an action on the page");
+        return Err((StatusCode::UNAUTHORIZED, "the token is wrong"));
     }
+    Ok("the token".to_owned())
+}
+
+async fn act(
+    State(actions): State<Actions>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let by = match authorise(&actions, &peer, &headers).await {
+        Ok(by) => by,
+        Err((StatusCode::UNAUTHORIZED, why)) => {
+            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], why).into_response();
+        }
+        Err(refused) => return refused.into_response(),
+    };
     let action: Action = match serde_json::from_slice(&body) {
         Ok(action) => action,
         Err(e) => return (StatusCode::BAD_REQUEST, format!("not an action: {e}")).into_response(),
@@ -163,7 +207,7 @@ async fn act(
     let Ok(permit) = actions.acting.clone().try_acquire_owned() else {
         return (StatusCode::CONFLICT, "another one is under way; wait for its end").into_response();
     };
-    tracing::info!(%peer, ?action, "asked for on the page");
+    tracing::info!(peer = %peer.address, by, ?action, "asked for on the page");
     // Not one of the runtime's own threads: an agent that ends, or starts anew, would wait for it, and be given up meanwhile.
     let (told, done) = oneshot::channel();
     let thread = std::thread::Builder::new().name("action".into()).spawn(move || {

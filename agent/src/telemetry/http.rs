@@ -14,7 +14,9 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::{Actions, Metrics, Published, action, web};
+use super::tls::{Peer, TlsListener};
+use super::{Actions, Material, Metrics, Published, action, read_tls, web};
+use crate::config::TelemetryTls;
 
 /// Content type of `/metrics` (OpenMetrics 1.0).
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,40 +40,47 @@ pub fn router(
         .route("/status.json", get(page_status).with_state(published))
 }
 
-/// Serves the pages on `address` until dropped. An address that can't be had is reported loudly and tried again: HTTP
-/// is not worth an agent that doesn't run.
-pub async fn run(
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    published: Published,
-    state: PathBuf,
-    actions: Option<Actions>,
-) {
-    run_with(address, metrics, published, state, actions, RETRY).await;
+/// What TLS is spoken with.
+#[derive(Clone)]
+pub struct Tls {
+    /// The files.
+    pub files: TelemetryTls,
+    /// What was in them; `None`: they are to be read until they can be used.
+    pub material: Option<Material>,
 }
 
-pub(super) async fn run_with(
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    published: Published,
-    state: PathBuf,
-    actions: Option<Actions>,
-    retry: Duration,
-) {
+/// Serves the pages on `address` until dropped; with `tls` never without TLS. An address that can't be had, and certificates that
+/// can't be used, are reported loudly and tried again: HTTP is not worth an agent that doesn't run.
+pub async fn run(address: SocketAddr, router: Router, tls: Option<Tls>) {
+    run_with(address, router, tls, RETRY).await;
+}
+
+pub(super) async fn run_with(address: SocketAddr, router: Router, tls: Option<Tls>, retry: Duration) {
     let mut told = false;
     loop {
         let served = async {
+            let material = match &tls {
+                Some(Tls { material: Some(material), .. }) => Some(material.clone()),
+                Some(Tls { files, material: None }) => Some(read(files.clone()).await?),
+                None => None,
+            };
             let listener = TcpListener::bind(address).await?;
             told = false;
-            serve(listener, metrics.clone(), published.clone(), state.clone(), actions.clone()).await
+            serve_router(listener, router.clone(), material.as_ref()).await
         };
         let error = served.await.err().map_or_else(String::new, |e| e.to_string());
         if !told {
             told = true;
-            tracing::error!("telemetry.listen = {address}: {error}; no metrics until it can be used");
+            tracing::error!(
+                "telemetry.listen = {address}: {error}; no page and no metrics until it can be used"
+            );
         }
         tokio::time::sleep(retry).await;
     }
+}
+
+async fn read(files: TelemetryTls) -> io::Result<Material> {
+    tokio::task::spawn_blocking(move || read_tls(&files)).await?.map_err(io::Error::other)
 }
 
 /// Serves the pages on `listener` until dropped.
@@ -85,8 +94,15 @@ pub async fn serve(
     state: PathBuf,
     actions: Option<Actions>,
 ) -> io::Result<()> {
-    let router = router(metrics, published, state, actions);
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+    serve_router(listener, router(metrics, published, state, actions), None).await
+}
+
+async fn serve_router(listener: TcpListener, router: Router, tls: Option<&Material>) -> io::Result<()> {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    match tls {
+        Some(material) => axum::serve(TlsListener::new(listener, material), service).await,
+        None => axum::serve(listener, service).await,
+    }
 }
 
 /// Whoever does not ask for OpenMetrics gets the older format, which everything reads.

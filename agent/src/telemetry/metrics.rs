@@ -68,6 +68,33 @@ pub struct Metrics {
     reloads: Counter,
     reload_failures: Counter,
     reload_successful: Gauge,
+    spans: Family<ResultLabels, Counter>,
+}
+
+/// What has become of a span.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SpanResult {
+    /// The collector has it.
+    Sent,
+    /// The collector did not take it.
+    Failed,
+    /// There was no place for it.
+    Dropped,
+}
+
+impl SpanResult {
+    fn word(self) -> &'static str {
+        match self {
+            SpanResult::Sent => "sent",
+            SpanResult::Failed => "failed",
+            SpanResult::Dropped => "dropped",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -160,6 +187,15 @@ impl Metrics {
             "1: what is in force is what was last read; 0: the configuration file was refused when it was last read",
             reload_successful.clone(),
         );
+        let spans = Family::<ResultLabels, Counter>::default();
+        registry.register(
+            "baton_otlp_spans",
+            "Spans of failovers: sent to the collector, failed, dropped",
+            spans.clone(),
+        );
+        for result in [SpanResult::Sent, SpanResult::Failed, SpanResult::Dropped] {
+            drop(spans.get_or_create(&ResultLabels { result: result.word() }));
+        }
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("baton_build", "The running program", build);
         registry.register_collector(Box::new(Collected::new(published)));
@@ -174,7 +210,13 @@ impl Metrics {
             reloads,
             reload_failures,
             reload_successful,
+            spans,
         }
+    }
+
+    /// Counts spans of failovers.
+    pub(super) fn spans(&self, result: SpanResult, number: usize) {
+        self.spans.get_or_create(&ResultLabels { result: result.word() }).inc_by(number as u64);
     }
 
     /// Counts what an event says. Every event must come here once.
@@ -270,7 +312,7 @@ impl Metrics {
     }
 }
 
-fn word(kind: FailoverKind) -> &'static str {
+pub(super) fn word(kind: FailoverKind) -> &'static str {
     match kind {
         FailoverKind::Port => "port",
         FailoverKind::Takeover => "takeover",

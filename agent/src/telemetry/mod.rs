@@ -8,8 +8,11 @@ mod collect;
 mod http;
 mod metrics;
 pub mod reference;
+mod stages;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod traces;
 mod web;
 
 use std::net::IpAddr;
@@ -26,8 +29,12 @@ use tokio::sync::{broadcast, watch};
 use crate::journal::Record;
 
 pub use action::{Act, Action, Actions};
-pub use http::{plain, router, run, serve};
+pub use http::{Tls, plain, router, run, serve};
 pub use metrics::Metrics;
+#[cfg(test)]
+pub(crate) use tls::tests as tls_tests;
+pub use tls::{Material, TlsError, read_tls};
+pub use traces::trace;
 
 /// Events that a slow reader may lag behind before it misses some (it is told how many).
 const EVENT_BACKLOG: usize = 1024;

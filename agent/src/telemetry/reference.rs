@@ -93,6 +93,17 @@ pub const GROUPS: &[Group] = &[
                 "sum by (instance) (increase(baton_failovers_total{kind=\"port\"}[10m])) > 20",
             ),
             metric(
+                "baton_otlp_spans_total",
+                "counter",
+                "spans",
+                &[(
+                    "result",
+                    "`sent`, `failed` (the collector did not take it for a minute or longer), `dropped` (too many waited)",
+                )],
+                "What became of the spans of failovers that were to go to the collector `otlp` in `[telemetry]`.",
+                "increase(baton_otlp_spans_total{result!=\"sent\"}[1h]) > 0",
+            ),
+            metric(
                 "baton_connections_reset_total",
                 "counter",
                 "connections",

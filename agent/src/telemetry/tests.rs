@@ -59,7 +59,7 @@ fn sample() -> Snapshot {
     }
 }
 
-fn published() -> (Publisher, Published) {
+pub(super) fn published() -> (Publisher, Published) {
     let (publisher, published) = channel();
     publisher.snapshot.send_replace(Arc::new(sample()));
     let counters = Counters {
@@ -328,7 +328,7 @@ async fn who_has_the_token_may_act_and_nobody_else() {
             _ => Err("no".to_owned()),
         }
     };
-    let actions = Actions::new(file.clone(), Arc::new(act));
+    let actions = Actions::new(Some(file.clone()), Arc::new(act));
     let server = tokio::spawn(serve(listener, metrics, published, state.path().to_owned(), Some(actions)));
     let drain = r#"{"drain":{"node":"fs1"}}"#;
     assert!(get(address, "/may.json").await.1.contains("\"actions\":true"));
@@ -392,7 +392,7 @@ fn an_action_holds_up_no_agent_that_ends() {
         told.1.send(gone.is_ok()).expect("waited for");
         Ok(String::new())
     };
-    let actions = Actions::new(file, Arc::new(act));
+    let actions = Actions::new(Some(file), Arc::new(act));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     listener.set_nonblocking(true).expect("set");
     let address = listener.local_addr().expect("an address");
@@ -430,8 +430,8 @@ async fn an_address_in_use_is_taken_once_it_is_free() {
     let address = other.local_addr().expect("an address");
     let retry = Duration::from_millis(5);
     let state = tempfile::tempdir().expect("a folder");
-    let server =
-        tokio::spawn(http::run_with(address, metrics, published, state.path().to_owned(), None, retry));
+    let router = router(metrics, published, state.path().to_owned(), None);
+    let server = tokio::spawn(http::run_with(address, router, None, retry));
     tokio::time::sleep(10 * retry).await;
     assert!(!server.is_finished());
     drop(other);

@@ -16,6 +16,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use baton_core::EventKind;
 use baton_core::plan::Planning;
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
@@ -24,6 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Published;
+use super::stages::{Interval, intervals};
 use crate::cli;
 use crate::journal::{self, Record};
 
@@ -91,10 +93,12 @@ async fn live(State(page): State<Page>) -> Response {
 
 type Reader = mpsc::Sender<Result<Event, Infallible>>;
 
-/// An event of the journal, and what it says.
+/// An event of the journal, what it says, and where it tells of the stages of a failover, these one after the other.
 #[derive(Serialize)]
 struct Told<'a> {
     sentence: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    intervals: Vec<Interval>,
     #[serde(flatten)]
     record: &'a Record,
 }
@@ -144,7 +148,11 @@ async fn feed(page: Page, reader: Reader, _permit: OwnedSemaphorePermit) {
 }
 
 async fn tell(reader: &Reader, record: &Record) -> bool {
-    send(reader, "told", &Told { sentence: cli::sentence(&record.event), record }).await
+    let intervals = match &record.event.kind {
+        EventKind::FailoverDone { stages, .. } => intervals(stages),
+        _ => Vec::new(),
+    };
+    send(reader, "told", &Told { sentence: cli::sentence(&record.event), intervals, record }).await
 }
 
 async fn send(reader: &Reader, kind: &str, what: &impl Serialize) -> bool {

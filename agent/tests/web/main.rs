@@ -346,7 +346,7 @@ fn with_the_token_the_page_acts_and_without_it_only_shows() {
             _ => Err("fs3 is not off, as far as anybody knows".to_owned()),
         }
     };
-    let actions = Actions::new(file, Arc::new(act));
+    let actions = Actions::new(Some(file), Arc::new(act));
     let page = Shown::with(healthy(), Vec::new(), true, Some(actions));
     let url = format!("http://{}/", page.address);
     let mut browser = Browser::start();

@@ -92,8 +92,9 @@ impl Take {
             (Stage::Bound, stages.bound),
             (Stage::Announced, stages.announced),
         ];
-        let since = |t: Time| t.since(times.cause).as_secs_f64();
-        let stages = all.into_iter().filter_map(|(s, t)| Some((s, since(t?)))).collect();
+        // A take whose answer was lost has no cause that is known, so nobody can tell how long it took.
+        let since = |t: Time| (times.cause != Time::default()).then(|| t.since(times.cause).as_secs_f64());
+        let stages = all.into_iter().filter_map(|(s, t)| Some((s, since(t?)?))).collect();
         Event { at: now(), failover, kind: EventKind::FailoverDone { kind, reason, addresses, stages } }
     }
 }
@@ -129,7 +130,7 @@ mod tests {
 
     fn taken(server: &str, at: u64) -> Effect {
         let times =
-            TakeTimes { cause: Time(0), detected: Time(10), decided: Time(20), stopped: Some(Time(10)) };
+            TakeTimes { cause: Time(1), detected: Time(11), decided: Time(21), stopped: Some(Time(11)) };
         let (kind, reason) = (FailoverKind::Move, Reason::Drain);
         let kind = EventKind::Taken { server: server.into(), kind, reason, from: None, epoch: 2, times };
         Effect::Event(Event { at: Time(at), failover: Some(1), kind })
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_has_nothing_to_start_is_done_when_it_is_taken() {
-        let done = Takes::default().done(&[mark("vs"), taken("vs", 30)], Time(30), &bound(40));
+        let done = Takes::default().done(&[mark("vs"), taken("vs", 31)], Time(31), &bound(41));
         let expected = [
             (Stage::Detected, 10),
             (Stage::Decided, 20),
@@ -175,13 +176,13 @@ mod tests {
     #[test]
     fn what_is_started_first_is_done_when_it_is_served() {
         let mut takes = Takes::default();
-        assert_eq!(takes.done(&[taken("vs", 30), taken("other", 30)], Time(30), &Stages::default()), []);
-        assert_eq!(takes.done(&[mark("elsewhere")], Time(40), &bound(40)), []);
+        assert_eq!(takes.done(&[taken("vs", 31), taken("other", 31)], Time(31), &Stages::default()), []);
+        assert_eq!(takes.done(&[mark("elsewhere")], Time(41), &bound(41)), []);
         let fenced = |node: &str| EventKind::Fenced { server: "vs".into(), node: node.into(), seconds: 1.0 };
         assert_eq!(takes.done(&[event(fenced("b"))], Time(41), &Stages::default()), []);
-        assert_eq!(takes.done(&[event(fenced("c"))], Time(45), &Stages::default()), []);
+        assert_eq!(takes.done(&[event(fenced("c"))], Time(46), &Stages::default()), []);
         let started = EventKind::ResourcesStarted { server: "vs".into(), seconds: 1.0 };
-        let done = takes.done(&[event(started), mark("vs")], Time(50), &bound(60));
+        let done = takes.done(&[event(started), mark("vs")], Time(51), &bound(61));
         let [stages] = &stages(&done)[..] else { panic!("{done:?}") };
         assert_eq!(
             stages[3..],
@@ -193,7 +194,24 @@ mod tests {
                 (Stage::Announced, 61)
             ]
         );
-        assert_eq!(takes.done(&[mark("vs")], Time(70), &bound(70)), [], "once");
+        assert_eq!(takes.done(&[mark("vs")], Time(71), &bound(71)), [], "once");
+    }
+
+    /// Nobody knows how long that took, and the uptime of the machine is no answer.
+    #[test]
+    fn what_has_no_known_cause_has_no_stages() {
+        let Effect::Event(Event {
+            at,
+            failover,
+            kind: EventKind::Taken { server, kind, reason, from, epoch, .. },
+        }) = taken("vs", 31)
+        else {
+            panic!("it is taken");
+        };
+        let times = TakeTimes::default();
+        let kind = EventKind::Taken { server, kind, reason, from, epoch, times };
+        let effects = [mark("vs"), Effect::Event(Event { at, failover, kind })];
+        assert_eq!(stages(&Takes::default().done(&effects, Time(31), &bound(41))), [[]]);
     }
 
     #[test]
@@ -202,9 +220,9 @@ mod tests {
             EventKind::Leaving { server: "vs".into(), to: "b".into(), reason: Reason::ServiceFailed };
         for end in [leaving, EventKind::Deposed { server: "vs".into() }] {
             let mut takes = Takes::default();
-            takes.done(&[taken("vs", 30)], Time(30), &Stages::default());
-            takes.done(&[event(end)], Time(40), &Stages::default());
-            assert_eq!(takes.done(&[mark("vs")], Time(50), &bound(50)), []);
+            takes.done(&[taken("vs", 31)], Time(31), &Stages::default());
+            takes.done(&[event(end)], Time(41), &Stages::default());
+            assert_eq!(takes.done(&[mark("vs")], Time(51), &bound(51)), []);
         }
     }
 }

@@ -173,14 +173,8 @@ const events = [];
 const known = new Set();
 
 function stages(event) {
-  const list = Object.entries(event.stages).sort((a, b) => a[1] - b[1]);
-  const total = Math.max(1e-9, ...list.map(([, after]) => after));
-  let before = 0;
-  const parts = list.map(([name, after], i) => {
-    const part = { name, after, width: ((after - before) / total) * 100, colour: `s${i % 7}` };
-    before = after;
-    return part;
-  });
+  const total = Math.max(1e-9, event.intervals.at(-1).to);
+  const parts = event.intervals.map(({ stage, from, to }, i) => ({ name: stage, after: to, width: ((to - from) / total) * 100, colour: `s${i % 7}` }));
   const pieces = parts.map((p) => { const piece = make("i", p.colour, [], { title: `${p.name}: ${seconds(p.after)}` }); piece.style.flexBasis = `${p.width}%`; return piece; });
   const legend = parts.map((p) => make("li", "", [make("i", p.colour), `${p.name} after ${seconds(p.after)}`]));
   return [make("div", "stages", pieces, { "aria-hidden": "true" }), make("ul", "legend", legend)];
@@ -196,8 +190,8 @@ function eventKind(event) {
 function eventRow(event) {
   const time = make("time", "", event.time.slice(0, 10) === new Date().toISOString().slice(0, 10) ? event.time.slice(11, 23) : event.time.slice(0, 23).replace("T", " "), { datetime: event.time });
   const kind = eventKind(event);
-  if (event.event === "failover_done" && event.stages) {
-    const last = Math.max(...Object.values(event.stages));
+  if (event.event === "failover_done" && event.intervals) {
+    const last = event.intervals.at(-1).to;
     const what = { port: "port failover", takeover: "takeover", move: "move" }[event.kind] ?? event.kind;
     const title = `${what} done after ${seconds(last)}: ${(event.reason ?? "").replaceAll("_", " ")}, ${event.addresses} address${event.addresses === 1 ? "" : "es"}`;
     return make("li", kind, make("details", "", [make("summary", "", [time, title]), ...stages(event)], event === newestDone() ? { open: "" } : {}));
@@ -301,6 +295,7 @@ async function showPlan() {
 // ---- acting ------------------------------------------------------------------------------------------------------------
 
 let token = null; // here alone, and gone with the page
+let certified = false; // the browser shows a certificate that is as good as a token
 
 function answered(kind, words) {
   $("done").className = kind;
@@ -308,8 +303,11 @@ function answered(kind, words) {
 }
 
 async function ask(action) {
-  const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
-  const answer = await fetch("action", { method: "POST", headers, body: JSON.stringify(action), cache: "no-store", credentials: "omit" });
+  const headers = { "Content-Type": "application/json" };
+  if (!certified) headers.Authorization = `Bearer ${token}`;
+  // Without credentials a browser shows no certificate either.
+  const credentials = certified ? "same-origin" : "omit";
+  const answer = await fetch("action", { method: "POST", headers, body: JSON.stringify(action), cache: "no-store", credentials });
   const words = await answer.text();
   if (!answer.ok) throw new Error(words || answer.statusText);
   return words;
@@ -383,7 +381,15 @@ async function act(submitted) {
 async function mayAct() {
   try {
     const answer = await fetch("may.json", { cache: "no-store" });
-    $("act").hidden = !(answer.ok && (await answer.json()).actions);
+    const may = answer.ok ? await answer.json() : {};
+    $("act").hidden = !may.actions;
+    certified = Boolean(may.certificate);
+    if (certified) {
+      $("unlock").hidden = true;
+      $("do").hidden = false;
+      $("lock").hidden = true;
+      whatChanged();
+    }
   } catch {
     $("act").hidden = true;
   }
