@@ -161,10 +161,11 @@ deb: setup
 	$(CARGO) deb --no-build -q --fast -p baton --deb-version $(DEB_VERSION) --output $(DEB_FOLDER)/
 
 # The same programs once more as the next version. ROOT: a tree of Debian's that is installed into (a copy, of which nothing is
-# kept), instead of this machine's own.
+# kept), instead of this machine's own; `debootstrap`: a bare one, made for it from this machine's mirror of Debian (a minute more, and
+# it needs the network).
 ROOT ?= /
 test-deb: deb
-	$(call install,lintian man-db iputils-ping)
+	$(call install,lintian man-db iputils-ping $(filter debootstrap,$(ROOT)))
 	$(MAKE) --no-print-directory deb DEB_VERSION=0.1.1-1 DEB_FOLDER=target/deb/next
 	agent/package/life-cycle target/deb/baton_0.1.0-1_*.deb target/deb/next/baton_0.1.1-1_*.deb $(ROOT)
 
