@@ -1,4 +1,4 @@
-//! The loop: reads the kernel's table once a second, shares what has changed, follows what others share, resets.
+//! The loop: reads the kernel's table, shares what has changed, follows what others share, resets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -20,10 +20,12 @@ use crate::io::kernel::{ConnectionReader, Ends, KernelError, Tracked};
 use crate::store::etcd::{ConnectionNews, Etcd};
 use crate::telemetry::{KeptConnections, Publisher};
 
-/// The kernel's table is read so often,
-const EVERY: Duration = Duration::from_secs(1);
+/// The kernel's table is read so often, for who has just come may be unknown to the next owner till then,
+const EVERY: Duration = Duration::from_millis(250);
 /// and where that takes long, not before so many times as long have passed: it takes at most this part of a processor.
 const SHARE: u32 = 100;
+/// Numbers that have changed are written so often: what they are of is silent, so there is no hurry.
+const NUMBERS_EVERY: Duration = Duration::from_secs(1);
 /// Most connections of a virtual server that are shared: those that have been heard of last.
 const MOST: usize = 10_000;
 /// One whose numbers have not changed for so long is silent.
@@ -81,6 +83,8 @@ pub(super) struct Keeper {
     read: bool,
     /// Virtual servers of which something is being written.
     writing: BTreeSet<String>,
+    /// When numbers are written next.
+    numbers_due: Instant,
     resets: Vec<Resets>,
     /// Virtual servers of which it was said that they have too many.
     told: BTreeSet<String>,
@@ -104,6 +108,7 @@ impl Keeper {
             shared: BTreeMap::new(),
             read: false,
             writing: BTreeSet::new(),
+            numbers_due: Instant::now(),
             resets: Vec::new(),
             told: BTreeSet::new(),
             failing: false,
@@ -198,6 +203,10 @@ impl Keeper {
         }
         let Some(table) = self.table() else { return };
         let mut by_server = self.sort(table);
+        let with_numbers = Instant::now() >= self.numbers_due;
+        if with_numbers {
+            self.numbers_due = Instant::now() + NUMBERS_EVERY;
+        }
         let mut counts = Vec::new();
         for server in &served {
             let mut current = by_server.remove(server).unwrap_or_default();
@@ -215,7 +224,7 @@ impl Keeper {
             let resets = self.resets.iter().any(|r| r.request.server == *server);
             if self.read && !resets && !self.writing.contains(server) {
                 let current: Vec<Current> = current.into_iter().map(|(_, current)| current).collect();
-                let changes = self.shared.entry(server.clone()).or_default().changes(&current);
+                let changes = self.shared.entry(server.clone()).or_default().changes(&current, with_numbers);
                 if !changes.is_empty() {
                     self.write(server.clone(), changes, tell.clone());
                 }

@@ -55,8 +55,8 @@ impl Shared {
         self.buckets.iter().flatten().map(|(ends, numbers)| (*ends, *numbers))
     }
 
-    /// What is to be written, so that the store comes to hold these.
-    pub fn changes(&mut self, current: &[Current]) -> Vec<Change> {
+    /// What is to be written, so that the store comes to hold these; where only numbers have changed, `with_numbers`.
+    pub fn changes(&mut self, current: &[Current], with_numbers: bool) -> Vec<Change> {
         let mut wanted = vec![Vec::new(); BUCKETS];
         for connection in current {
             wanted[bucket_of(&connection.ends.client)].push(connection);
@@ -68,6 +68,7 @@ impl Shared {
             let known = &self.buckets[bucket];
             let count = match difference(known, &wanted[bucket]) {
                 Difference::None => continue,
+                Difference::Numbers if !with_numbers => continue,
                 Difference::Numbers => (&mut renumbered, RENUMBERED_AT_ONCE),
                 Difference::Connections => (&mut changed, CHANGED_AT_ONCE),
             };

@@ -44,7 +44,7 @@ fn write(shared: &mut Shared, changes: Vec<Change>) -> usize {
 fn write_all(shared: &mut Shared, current: &[Current]) -> Vec<usize> {
     let mut counts = Vec::new();
     loop {
-        let changes = shared.changes(current);
+        let changes = shared.changes(current, true);
         if changes.is_empty() {
             return counts;
         }
@@ -67,10 +67,10 @@ fn what_comes_and_goes_is_written_and_nothing_else() {
     let mut current = many(3, false);
     assert_eq!(write_all(&mut shared, &current).len(), 1);
     assert_eq!(held(&shared), wanted(&current));
-    assert_eq!(shared.changes(&current), []);
+    assert_eq!(shared.changes(&current, true), []);
 
     let gone = current.remove(1);
-    let changes = shared.changes(&current);
+    let changes = shared.changes(&current, false);
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].bucket, bucket_of(&gone.ends.client));
     write(&mut shared, changes);
@@ -86,7 +86,7 @@ fn what_comes_and_goes_is_written_and_nothing_else() {
 fn an_empty_bucket_is_removed() {
     let mut shared = Shared::default();
     write_all(&mut shared, &many(1, false));
-    let changes = shared.changes(&[]);
+    let changes = shared.changes(&[], true);
     assert_eq!(changes.iter().map(|c| c.value.clone()).collect::<Vec<_>>(), [None]);
 }
 
@@ -96,8 +96,9 @@ fn numbers_of_a_busy_connection_are_not_written_and_those_of_a_silent_one_are_on
     let mut current = many(1, false);
     write_all(&mut shared, &current);
     current[0].numbers = numbers(1000, 2000);
-    assert_eq!(shared.changes(&current), []);
+    assert_eq!(shared.changes(&current, true), []);
     current[0].silent = true;
+    assert_eq!(shared.changes(&current, false), [], "it is not their turn");
     assert_eq!(write_all(&mut shared, &current), [1]);
     assert_eq!(held(&shared), wanted(&current));
 }
@@ -127,7 +128,7 @@ fn buckets_take_turns() {
     let mut written = std::collections::BTreeSet::new();
     for _ in 0..BUCKETS / 4 {
         current.iter_mut().for_each(|c| c.numbers.server += 1);
-        let changes = shared.changes(&current);
+        let changes = shared.changes(&current, true);
         written.extend(changes.iter().map(|c| c.bucket));
         write(&mut shared, changes);
     }
