@@ -10,7 +10,8 @@ use std::time::Duration;
 use baton::hooks::{Hook, Hooks};
 use baton::telemetry::reference::GROUPS;
 use baton::telemetry::{
-    self, DeviceCounters, KeptConnections, Metrics, PathStats, StorageCounters, UnitStats, VipCounters,
+    self, DeviceCounters, KeptConnections, Metrics, PathStats, StorageCounters, UnitRequests, UnitStats,
+    VipCounters,
 };
 use baton_core::{
     AddressView, Event, EventKind, FailoverKind, Finding, HostSample, NodeView, PathView, PortState,
@@ -144,6 +145,17 @@ fn all_metrics() -> String {
         .send_replace(vec![KeptConnections { server: server.clone(), kept: 1, beyond: 0 }].into());
     let unit = UnitStats { state: Some(StorageState::Good), ..UnitStats::new("array-1", "/dev/sda") };
     publisher.units.send_replace(vec![unit].into());
+    publisher.requests.send_replace(
+        vec![UnitRequests {
+            unit: "array-1".into(),
+            device: "/dev/sda".into(),
+            completed: 1,
+            errors: 0,
+            in_flight: 1,
+            oldest: Duration::from_secs(1),
+        }]
+        .into(),
+    );
     let hook = Hook {
         name: "page".into(),
         on: vec!["all".into()],

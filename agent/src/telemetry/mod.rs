@@ -104,6 +104,8 @@ pub struct UnitStats {
     pub unit: String,
     /// What is read.
     pub device: String,
+    /// Its number, where it is a block device that could be opened.
+    pub number: Option<u64>,
     /// How it is; `None`: not known yet.
     pub state: Option<StorageState>,
     /// The cache may have answered.
@@ -123,7 +125,17 @@ impl UnitStats {
     pub fn new(unit: &str, device: &str) -> UnitStats {
         let (unit, device) = (unit.to_owned(), device.to_owned());
         let took = [0; RTT_BUCKETS];
-        UnitStats { unit, device, state: None, cached: false, errors: 0, hangs: 0, took, took_sum_ns: 0 }
+        UnitStats {
+            unit,
+            device,
+            number: None,
+            state: None,
+            cached: false,
+            errors: 0,
+            hangs: 0,
+            took,
+            took_sum_ns: 0,
+        }
     }
 
     /// Counts a read.
@@ -138,6 +150,23 @@ impl UnitStats {
     pub fn is_hung(&self) -> bool {
         self.state == Some(StorageState::Hung)
     }
+}
+
+/// What the block devices of a storage unit do, whoever asks them to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitRequests {
+    /// Name of the unit.
+    pub unit: String,
+    /// Its device, as in [`UnitStats`].
+    pub device: String,
+    /// Requests that are done, well or not, since the agent runs.
+    pub completed: u64,
+    /// Those that have failed.
+    pub errors: u64,
+    /// Requests that are not done yet.
+    pub in_flight: u64,
+    /// How old the oldest of them is; zero where there is none.
+    pub oldest: Duration,
 }
 
 /// The reading side: cheap to clone.
@@ -161,6 +190,8 @@ pub struct Published {
     pub connections: watch::Receiver<Arc<Vec<KeptConnections>>>,
     /// What was measured of the storage units.
     pub units: watch::Receiver<Arc<Vec<UnitStats>>>,
+    /// What the block devices of the storage units do.
+    pub requests: watch::Receiver<Arc<Vec<UnitRequests>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -187,6 +218,8 @@ pub struct Publisher {
     pub connections: watch::Sender<Arc<Vec<KeptConnections>>>,
     /// What was measured of the storage units, after every read.
     pub units: watch::Sender<Arc<Vec<UnitStats>>>,
+    /// What the block devices of the storage units do, after every sample.
+    pub requests: watch::Sender<Arc<Vec<UnitRequests>>>,
     shared: Arc<Shared>,
 }
 
@@ -210,6 +243,7 @@ pub fn channel() -> (Publisher, Published) {
     let (devices, devices_rx) = watch::channel(Arc::default());
     let (connections, connections_rx) = watch::channel(Arc::default());
     let (units, units_rx) = watch::channel(Arc::default());
+    let (requests, requests_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
     let publisher = Publisher {
         snapshot,
@@ -221,6 +255,7 @@ pub fn channel() -> (Publisher, Published) {
         devices,
         connections,
         units,
+        requests,
         shared: shared.clone(),
     };
     let published = Published {
@@ -233,6 +268,7 @@ pub fn channel() -> (Publisher, Published) {
         devices: devices_rx,
         connections: connections_rx,
         units: units_rx,
+        requests: requests_rx,
         events,
         shared,
     };

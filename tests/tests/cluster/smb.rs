@@ -252,6 +252,7 @@ fn smb_files_are_there_when_a_path_to_the_disk_fails() -> Result<()> {
     let now = watched.files.owner()?;
     ensure!(now != owner, "{owner} serves on");
     watched.has_lost_storage(&owner)?;
+    watched.wait_metric(&owner, "baton_storage_unit_errors_total", 1.0)?;
     watched.files.disks.lun.set(&owner, Way::Well)?;
     watched.finish()
 }

@@ -128,6 +128,14 @@ impl<C: Client> Watched<C> {
         Ok(())
     }
 
+    /// Waits until a metric of the node's disk has reached a value.
+    pub fn wait_metric(&self, node: &str, name: &str, value: f64) -> Result<()> {
+        let agent = self.files.cluster.agent(node)?;
+        let labels = [("storage_unit", "disk")];
+        let reached = || agent.metric(name, &labels).is_ok_and(|now| now.is_some_and(|now| now >= value));
+        Ok(wait_until(name, LONG, reached)?)
+    }
+
     /// Twice, the node that serves loses its power and comes back.
     pub fn loses_power(mut self) -> Result<()> {
         for round in 1..=2 {
@@ -209,6 +217,8 @@ impl<C: Client> Watched<C> {
         let at = clock::now();
         watched.files.disks.lun.set(&owner, Way::Hangs)?;
         wait_until("the node to be fenced", LONG, || fence.told().is_some())?;
+        // What waits is seen, and grows old.
+        watched.wait_metric(&owner, "baton_storage_unit_oldest_request_seconds", 1.0)?;
         let told = fence.told().unwrap_or_default();
         ensure!(told.contains(&format!("plug={owner}\n")), "{told}");
         watched.files.power_off(&owner)?;
