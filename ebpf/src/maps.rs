@@ -8,7 +8,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use baton_common::{
     AgentPromise, BUCKETS, Connection, ConnectionKey, Counters, DeviceRequests, Diagnostics, InFlight, Lease,
     MAX_CHAIN, MAX_CONNECTIONS, MAX_DEVICES, MAX_IN_FLIGHT, MAX_MEMBERS, MAX_PATHS, MAX_PORTS, MAX_SEEN,
-    MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, RequestOffsets, Route, Seen, Server, Target, TargetKey, VIP_TRACKED, bucket4, bucket6,
+    MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, RequestOffsets, Route, Seen,
+    Server, Target, TargetKey, VIP_TRACKED, bucket4, bucket6,
 };
 
 use crate::member::Guarded;
