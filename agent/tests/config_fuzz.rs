@@ -11,66 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 /// A node's file with everything.
-const NODE: &str = r#"[node]
-name = "fs1"
-agent_grace = "500ms"
-watchdog = "/dev/watchdog1"
-capacity_percent = 150
-[[port]]
-interface = "eth0"
-segment = "office"
-speed_mbits = 10000
-[[port]]
-interface = "eth1"
-segment = "office"
-[store]
-kind = "file"
-path = "/x/db"
-[control]
-socket = "/x/sock"
-group = "staff"
-[paths]
-state = "/x"
-bpffs = "/sys/fs/bpf/x"
-[telemetry]
-listen = "[::1]:1"
-[timing]
-probe_interval = "1ms"
-lease = "20ms"
-hold_down = "0s"
-hold_down_max = "1min 30s"
-announce_repeat = ["10ms", "100ms"]
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24", "fd00:10::/64"]
-gateway = ["10.0.0.1"]
-probe_targets = ["10.0.0.1", "10.0.0.2"]
-port_failback = "stay"
-[[virtual_server]]
-name = "projects"
-priority = 7
-migrate = false
-failback = "23:00-04:00"
-addresses = ["10.0.0.10/24", "fd00:10::10/64"]
-[[virtual_server.filesystem]]
-device = "/dev/disk/by-id/a"
-mount = "/srv/projects"
-type = "xfs"
-storage_unit = "array-1"
-[[virtual_server.service]]
-kind = "ocf"
-agent = "heartbeat/nfsserver"
-parameters = { nfs_shared_infodir = "/srv/projects/nfs", port = 2049 }
-[[storage_unit]]
-name = "array-1"
-interval = "100ms"
-limit = "1s"
-[[hook]]
-name = "page"
-on = ["takeover", "port_failover"]
-run = ["/usr/local/sbin/page", "--loud"]
-timeout = "5s"
-"#;
+const NODE: &str = include_str!("everything.toml");
 
 /// A member's file.
 const MEMBER: &str = r#"[node]

@@ -10,7 +10,8 @@ use std::time::Duration;
 use baton::hooks::{Hook, Hooks};
 use baton::telemetry::reference::GROUPS;
 use baton::telemetry::{
-    self, DeviceCounters, KeptConnections, Metrics, PathStats, StorageCounters, UnitStats, VipCounters,
+    self, DeviceCounters, KeptConnections, Metrics, PathStats, Published, Publisher, StorageCounters,
+    UnitRequests, UnitStats, VipCounters,
 };
 use baton_core::{
     AddressView, Event, EventKind, FailoverKind, Finding, HostSample, NodeView, PathView, PortState,
@@ -48,8 +49,19 @@ fn the_rules_are_good_and_fire_when_they_should() {
 
 /// Everything that an agent shows, with something in each family that is filled by events.
 fn metrics() -> String {
+    let (_publisher, published) = busy();
+    shown(published, None)
+}
+
+/// What an agent knows of a busy host.
+fn busy() -> (Publisher, Published) {
     let (publisher, published) = telemetry::channel();
     publisher.host.send_replace(Some(HostSample { cpu: 250, cpu_pressure: 125, memory_pressure: 1 }));
+    (publisher, published)
+}
+
+/// All of this as text, with a hook, a failover, and perhaps another event.
+fn shown(published: Published, more: Option<EventKind>) -> String {
     let hook = Hook {
         name: "page".into(),
         on: vec!["all".into()],
@@ -60,10 +72,11 @@ fn metrics() -> String {
     let metrics = Metrics::with_hooks(published, hooks.runs());
     let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
     let stages = [(Stage::Announced, 140e-6)].into();
-    for kind in [
+    let failover = [
         EventKind::Failover { kind, reason, moves: Vec::new() },
         EventKind::FailoverDone { kind, reason, addresses: 1, stages },
-    ] {
+    ];
+    for kind in failover.into_iter().chain(more) {
         metrics.event(&Event { at: Time(1), failover: Some(1), kind });
     }
     telemetry::plain(&metrics.encode().expect("text"))
@@ -71,8 +84,7 @@ fn metrics() -> String {
 
 /// As [`metrics`], with something in every family.
 fn all_metrics() -> String {
-    let (publisher, published) = telemetry::channel();
-    publisher.host.send_replace(Some(HostSample { cpu: 250, cpu_pressure: 125, memory_pressure: 1 }));
+    let (publisher, published) = busy();
     let address: std::net::IpAddr = "10.0.0.10".parse().expect("an address");
     let (office, eth0, eth1) = ("office".to_owned(), "eth0".to_owned(), "eth1".to_owned());
     publisher.snapshot.send_replace(
@@ -144,23 +156,19 @@ fn all_metrics() -> String {
         .send_replace(vec![KeptConnections { server: server.clone(), kept: 1, beyond: 0 }].into());
     let unit = UnitStats { state: Some(StorageState::Good), ..UnitStats::new("array-1", "/dev/sda") };
     publisher.units.send_replace(vec![unit].into());
-    let hook = Hook {
-        name: "page".into(),
-        on: vec!["all".into()],
-        run: vec!["/bin/true".into()],
-        timeout: Duration::from_secs(1),
-    };
-    let hooks = Hooks::start("fs1", vec![hook]).expect("a thread");
-    let metrics = Metrics::with_hooks(published, hooks.runs());
-    let (kind, reason) = (FailoverKind::Port, Reason::CarrierLost);
-    for kind in [
-        EventKind::Failover { kind, reason, moves: Vec::new() },
-        EventKind::FailoverDone { kind, reason, addresses: 1, stages: [(Stage::Announced, 140e-6)].into() },
-        EventKind::ConnectionsReset { server, connections: 1, kind: None, after: None },
-    ] {
-        metrics.event(&Event { at: Time(1), failover: Some(1), kind });
-    }
-    telemetry::plain(&metrics.encode().expect("text"))
+    publisher.requests.send_replace(
+        vec![UnitRequests {
+            unit: "array-1".into(),
+            device: "/dev/sda".into(),
+            completed: 1,
+            errors: 0,
+            in_flight: 1,
+            oldest: Duration::from_secs(1),
+        }]
+        .into(),
+    );
+    let reset = EventKind::ConnectionsReset { server, connections: 1, kind: None, after: None };
+    shown(published, Some(reset))
 }
 
 /// Every metric that is shown is in the reference, and the other way round, with its type and its labels.

@@ -14,6 +14,7 @@ mod lease;
 mod path;
 mod peer;
 mod probe;
+mod request;
 mod route;
 mod server;
 mod siphash;
@@ -32,6 +33,7 @@ pub use probe::{
     PROBE_ETHERTYPE, PROBE_KIND_ECHO, PROBE_KIND_PROBE, PROBE_LENGTH, PROBE_REFUSES, PROBE_VERSION,
     ProbeFrame, ProbeRefused, parse_probe,
 };
+pub use request::{DeviceRequests, InFlight, MAX_DEVICES, MAX_IN_FLIGHT, RequestOffsets, device_number};
 pub use route::Route;
 pub use server::Server;
 pub use siphash::{SipKey, siphash24};

@@ -12,6 +12,7 @@
 //! | `port_tx` | TC egress | yes | yes |
 //! | `port_route` | TC ingress after all others, where packets may have to be routed to another node | yes | no |
 //! | `condemn` | none: the agent runs it | | |
+//! | `request_issued`, `request_completed` | tracepoints of block devices | no | no |
 //!
 //! Nothing here may decide where an address lives: the programs read `VIPS`, `SERVERS` and `LEASE`, and the agent
 //! alone writes them. A frame that cannot be parsed is passed on untouched.
@@ -36,6 +37,7 @@ mod port_rx_generic;
 mod port_tx;
 mod probe;
 mod receive;
+mod requests;
 
 /// Unreachable: the verifier refuses programs that could get here.
 #[panic_handler]

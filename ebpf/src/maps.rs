@@ -4,11 +4,12 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use baton_common::{
-    AgentPromise, BUCKETS, Connection, ConnectionKey, Counters, Diagnostics, Lease, MAX_CHAIN,
-    MAX_CONNECTIONS, MAX_MEMBERS, MAX_PATHS, MAX_PORTS, MAX_SEEN, MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path,
-    PathKey, Peer, ProbeConfig, Route, Seen, Server, Target, TargetKey, VIP_TRACKED, bucket4, bucket6,
+    AgentPromise, BUCKETS, Connection, ConnectionKey, Counters, DeviceRequests, Diagnostics, InFlight, Lease,
+    MAX_CHAIN, MAX_CONNECTIONS, MAX_DEVICES, MAX_IN_FLIGHT, MAX_MEMBERS, MAX_PATHS, MAX_PORTS, MAX_SEEN,
+    MAX_SERVERS, MAX_TARGETS, MAX_VIPS, Path, PathKey, Peer, ProbeConfig, RequestOffsets, Route, Seen,
+    Server, Target, TargetKey, VIP_TRACKED, bucket4, bucket6,
 };
 
 use crate::member::Guarded;
@@ -83,6 +84,16 @@ pub static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, BPF_F_M
 /// When ports last received a packet to a virtual IP.
 #[map]
 pub static SEEN: Array<Seen> = Array::with_max_entries(MAX_SEEN, BPF_F_MMAPABLE);
+
+/// Where requests to block devices have what is read of them; one entry.
+#[map]
+pub static REQUEST_OFFSETS: Array<RequestOffsets> = Array::with_max_entries(1, 0);
+/// The block devices that are watched.
+#[map]
+pub static DEVICES: PerCpuHashMap<u32, DeviceRequests> = PerCpuHashMap::with_max_entries(MAX_DEVICES, 0);
+/// Their requests that are not done yet, by address.
+#[map]
+pub static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(MAX_IN_FLIGHT, 0);
 
 /// A virtual IP, as it was when it was looked up.
 #[derive(Clone, Copy)]

@@ -46,12 +46,15 @@ const GUARD: &str = "( while kill -0 $1 2>/dev/null; do sleep 0.5; done
         if [ ${p#/proc/} != $self ] && [ \"$(readlink $p/ns/mnt)\" = \"$own\" ]; then kill -9 ${p#/proc/}; fi
     done ) & wait";
 
-/// Two nodes and a witness, with the virtual server; `more` are lines for its service.
+/// Nobody is fenced.
+pub const UNFENCED: &str = "fence = \"none\"\ni_accept_corruption = true";
+
+/// Two nodes and a witness, with the virtual server; `more` are lines for its service, and what follows them.
 pub fn spec(more: &str) -> ClusterSpec {
-    fenced_spec("fence = \"none\"\ni_accept_corruption = true", more)
+    fenced_spec(UNFENCED, more)
 }
 
-/// The same, with other words about fencing.
+/// The same, with other words about fencing than [`UNFENCED`].
 pub fn fenced_spec(fence: &str, more: &str) -> ClusterSpec {
     let nfs = format!(
         "kind = \"nfs-ganesha\"\nprotocols = [3, 4]\nmonitor_every = \"200ms\"\n\
@@ -61,12 +64,12 @@ pub fn fenced_spec(fence: &str, more: &str) -> ClusterSpec {
 }
 
 /// The same with an SMB server, which shares the file system, with everybody, as `files`.
-pub fn smb_spec() -> ClusterSpec {
+pub fn smb_spec(fence: &str, more: &str) -> ClusterSpec {
     let smb = format!(
         "kind = \"samba\"\nmonitor_every = \"200ms\"\nmonitor_limit = \"5s\"\n\
-         shares = [{{ path = {MOUNT:?}, name = \"files\", guest = true, force_user = \"root\" }}]"
+         shares = [{{ path = {MOUNT:?}, name = \"files\", guest = true, force_user = \"root\" }}]\n{more}"
     );
-    spec_of("fence = \"none\"\ni_accept_corruption = true", &smb)
+    spec_of(fence, &smb)
 }
 
 fn spec_of(fence: &str, service: &str) -> ClusterSpec {
@@ -275,7 +278,7 @@ impl FileCluster {
         self.cluster.agent_mut(node)?.start_again()
     }
 
-    /// The process that is the NFS server of a node.
+    /// The process that is the NFS or SMB server of a node.
     ///
     /// # Errors
     /// When it has none.
@@ -285,17 +288,18 @@ impl FileCluster {
         let text = text.context(|| format!("read {file} in {node}"))?;
         let record: serde_json::Value = serde_json::from_str(&text).context(|| format!("read {text:?}"))?;
         let pid = record["process"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        pid.ok_or_else(|| LabError::Unknown { lab: node.to_owned(), what: "NFS server".to_owned() })
+        pid.ok_or_else(|| LabError::Unknown { lab: node.to_owned(), what: "server of files".to_owned() })
     }
 
-    /// Kills the NFS server of a node; returns when.
+    /// Kills the NFS or SMB server of a node; returns when.
     ///
     /// # Errors
     /// As [`FileCluster::service`].
     pub fn kill_service(&self, node: &str) -> Result<Duration, LabError> {
         let pid = self.service(node)?;
         let at = clock::now();
-        kill(Pid::from_raw(pid), Signal::SIGKILL).context(|| format!("kill the NFS server of {node}"))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)
+            .context(|| format!("kill the server of files of {node}"))?;
         Ok(at)
     }
 

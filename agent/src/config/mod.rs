@@ -47,7 +47,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod texts;
+pub(crate) mod texts;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

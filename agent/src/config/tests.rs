@@ -2,23 +2,8 @@ use std::time::Duration;
 
 use baton_core::config::PortFailback;
 
-use super::texts::{errors, good, said as warnings, warnings as other_warnings};
+use super::texts::{NODE_WITH_GATEWAY as GOOD, errors, good, said as warnings, warnings as other_warnings};
 use super::{Loaded, TelemetryTls, parse};
-
-/// A good file; tests change a line of it.
-const GOOD: &str = r#"[node]
-name = "fs1"
-[[port]]
-interface = "eth0"
-segment = "office"
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24", "fd00:10::/64"]
-gateway = ["10.0.0.1"]
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24", "fd00:10::10/64"]
-"#;
 
 /// Replaces line `n` (from 1) of [`GOOD`].
 fn with_line(n: usize, line: &str) -> String {
@@ -50,56 +35,10 @@ fn a_small_file_gets_the_defaults() {
 
 #[test]
 fn every_key_is_taken() {
-    let text = r#"
-[node]
-name = "fs1"
-agent_grace = "500ms"
-[[port]]
-interface = "eth0"
-segment = "office"
-[store]
-kind = "file"
-path = "/x/db"
-[control]
-socket = "/x/sock"
-group = "staff"
-[paths]
-state = "/x"
-bpffs = "/sys/fs/bpf/x"
-[telemetry]
-listen = "[::1]:1"
-[timing]
-probe_interval = "1ms"
-lease = "20ms"
-hold_down = "0s"
-hold_down_max = "1min 30s"
-announce_repeat = []
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-gateway = ["10.0.0.1"]
-probe_targets = ["10.0.0.1", "10.0.0.2"]
-port_failback = "stay"
-[[virtual_server]]
-name = "projects"
-priority = 7
-migrate = false
-preferred_nodes = ["fs1", "fs2"]
-failback = "23:00-04:00"
-addresses = ["10.0.0.10/24"]
-[[virtual_server.filesystem]]
-device = "/dev/disk/by-id/a"
-mount = "/srv/projects"
-type = "xfs"
-storage_unit = "array-1"
-[[virtual_server.service]]
-kind = "ocf"
-agent = "heartbeat/nfsserver"
-"#;
-    let loaded = good(text);
+    let loaded = good(include_str!("../../tests/everything.toml"));
     assert_eq!(loaded.core.timing.hold_down, Duration::ZERO);
     assert_eq!(loaded.core.timing.hold_down_max, Duration::from_secs(90));
-    assert!(loaded.core.timing.announce_repeat.is_empty());
+    assert_eq!(loaded.core.timing.announce_repeat.len(), 2);
     assert_eq!(loaded.core.segments[0].port_failback, PortFailback::Stay);
     assert_eq!((loaded.core.servers[0].priority, loaded.core.servers[0].migrate), (7, false));
     assert_eq!(loaded.core.segments[0].probe_targets.len(), 2, "one of them is the gateway");

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::{Definitions, Loaded, parse};
 
-macro_rules! node {
+macro_rules! port {
     () => {
         r#"[node]
 name = "fs1"
@@ -13,8 +13,13 @@ interface = "eth0"
 segment = "office"
 [[segment]]
 name = "office"
-subnets = ["10.0.0.0/24"]
 "#
+    };
+}
+
+macro_rules! node {
+    () => {
+        concat!(port!(), "subnets = [\"10.0.0.0/24\"]\n")
     };
 }
 
@@ -48,7 +53,17 @@ addresses = ["10.0.0.11/24"]
 }
 
 /// A good file of a node that is alone, with one virtual server: 11 lines.
-pub(super) const NODE: &str = concat!(node!(), projects!());
+pub(crate) const NODE: &str = concat!(node!(), projects!());
+/// The same with both families and a gateway: 12 lines.
+pub(super) const NODE_WITH_GATEWAY: &str = concat!(
+    port!(),
+    r#"subnets = ["10.0.0.0/24", "fd00:10::/64"]
+gateway = ["10.0.0.1"]
+[[virtual_server]]
+name = "projects"
+addresses = ["10.0.0.10/24", "fd00:10::10/64"]
+"#
+);
 /// The same, with two: 14 lines.
 pub(super) const NODE_WITH_TWO: &str = concat!(node!(), projects!(), homes!());
 /// A good file of a cluster, without a virtual server: 5 lines.

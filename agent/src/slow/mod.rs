@@ -13,6 +13,7 @@ mod ports;
 pub mod probe_key;
 pub mod record;
 mod reload;
+mod requests;
 mod resources;
 mod sample;
 pub mod sysctl;
@@ -247,6 +248,7 @@ fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, R
     };
     kernel.track(tracked.values().map(String::as_str))?;
     let reader = kernel.reader()?;
+    let on_devices = requests::start(&mut kernel, &units);
     let identity = Identity { key, node: node_number(&config.node), incarnation };
     let (paths, named) = watch::channel(Vec::new());
     let table = kernel.path_table()?;
@@ -342,7 +344,7 @@ fn run_once(configuration: &mut Configuration, hooks: &Hooks) -> Result<Ended, R
         stop: stop_rx,
     };
     let (sampled, sampled_rx) = watch::channel(config.clone());
-    let sampler = sample::Sampler::new(sampled_rx, reader, path_reader, publisher, inputs);
+    let sampler = sample::Sampler::new(sampled_rx, reader, path_reader, on_devices, publisher, inputs);
     let setup = Setup { config, incarnation, cluster: start, running, grace: agent.agent_grace };
     let fast = fast::spawn(setup, kernel, probing, links, ready, ended).map_err(RunError::Start)?;
 

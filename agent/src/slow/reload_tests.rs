@@ -1,22 +1,11 @@
 use super::*;
+use crate::config::texts::NODE;
 use crate::telemetry::tls_tests;
 
-const FILE: &str = r#"
-[node]
-name = "fs1"
-
-[[port]]
-interface = "eth0"
-segment = "office"
-
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-
-[[virtual_server]]
-name = "projects"
-addresses = ["10.0.0.10/24", "10.0.0.11/24"]
-"#;
+/// A node with a virtual server that has two addresses.
+fn file() -> String {
+    NODE.replace("10.0.0.10/24", "10.0.0.10/24\", \"10.0.0.11/24")
+}
 
 fn parsed(text: &str) -> Loaded {
     config::parse(text, "baton.toml").expect("a good file")
@@ -61,7 +50,7 @@ fn what_is_different_is_said_and_changed_in_place_where_that_can_be() {
             &["+ file systems and services of projects"],
         ),
     ];
-    let text = format!("{FILE}# none\n");
+    let text = file() + "# none\n";
     for (from, to, how_expected, lines) in table {
         let (old, new) = (parsed(&text), parsed(&text.replacen(from, to, 1)));
         assert_eq!(how(&old, &new), how_expected, "{to}");
@@ -76,25 +65,26 @@ fn what_is_different_is_said_and_changed_in_place_where_that_can_be() {
 /// What can't be changed is refused with its place and what to do; so is whatever `baton check` refuses.
 #[tokio::test]
 async fn refusals_have_line_column_and_remedy() {
+    let good = file();
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("baton.toml");
-    let configuration = Configuration::new(file.clone(), parsed(FILE));
+    let configuration = Configuration::new(file.clone(), parsed(&good));
     let refused = async |text: &str| {
         std::fs::write(&file, text).expect("written");
         check(&configuration, None).await.map(|_| ()).expect_err("refused")
     };
-    let error = refused(&FILE.replace("fs1", "fs2")).await;
-    assert!(error.ends_with("baton.toml:3:9: `name` in [node] can't be changed while the agent runs; set it back, or restart the agent (`systemctl restart baton`: what it serves stays served)"), "{error}");
-    let error = refused(&FILE.replace("[[port]]", "[store]\npath = \"/x/y\"\n[[port]]")).await;
-    assert!(error.contains(":6:9: `path` in [store] can't be changed"), "{error}");
-    let error = refused(&FILE.replace("10.0.0.11/24", "10.0.0.300/24")).await;
-    assert!(error.contains("baton.toml:15:"), "{error}");
+    let error = refused(&good.replace("fs1", "fs2")).await;
+    assert!(error.ends_with("baton.toml:2:9: `name` in [node] can't be changed while the agent runs; set it back, or restart the agent (`systemctl restart baton`: what it serves stays served)"), "{error}");
+    let error = refused(&good.replace("[[port]]", "[store]\npath = \"/x/y\"\n[[port]]")).await;
+    assert!(error.contains(":4:9: `path` in [store] can't be changed"), "{error}");
+    let error = refused(&good.replace("10.0.0.11/24", "10.0.0.300/24")).await;
+    assert!(error.contains("baton.toml:11:"), "{error}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let listen = taken.local_addr().expect("its address");
     let error =
-        refused(&FILE.replace("[[port]]", &format!("[telemetry]\nlisten = \"{listen}\"\n[[port]]"))).await;
+        refused(&good.replace("[[port]]", &format!("[telemetry]\nlisten = \"{listen}\"\n[[port]]"))).await;
     assert!(error.contains("can't be used") && error.contains("choose another"), "{error}");
-    std::fs::write(&file, FILE).expect("written");
+    std::fs::write(&file, &good).expect("written");
     let checked = check(&configuration, None).await.expect("accepted");
     assert_eq!((checked.how, checked.changes), (How::Nothing, Vec::new()));
 }
@@ -110,7 +100,7 @@ fn reloading() -> Reloading {
     let (_, published) = telemetry::channel();
     let metrics = Arc::new(Metrics::new(published.clone()));
     let (events, _) = mpsc::channel(8);
-    let (sampled, _) = watch::channel(parsed(FILE).core);
+    let (sampled, _) = watch::channel(parsed(&file()).core);
     Reloading { fast, events, sampled, metrics, published, http: None, tls: None, traces: None }
 }
 
@@ -123,7 +113,7 @@ async fn a_renewed_certificate_is_served_after_a_reload_and_a_broken_one_changes
     let address = std::net::SocketAddr::from(([127, 64 | a & 0x3f, b, c], 9477));
     let path = |name: &str| folder.path().join(name).display().to_string();
     let text = format!(
-        "[telemetry]\nlisten = \"{address}\"\ntls_certificate = {:?}\ntls_key = {:?}\n{FILE}",
+        "[telemetry]\nlisten = \"{address}\"\ntls_certificate = {:?}\ntls_key = {:?}\n{NODE}",
         path("page.pem"),
         path("page.key")
     );

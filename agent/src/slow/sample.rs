@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::devices::{self, Devices};
 use super::host::{self, HostCounters};
 use super::ports;
+use super::requests::RequestSampler;
 use crate::fast::PathReader;
 use crate::io::kernel::{CounterReader, KernelError};
 use crate::telemetry::{PathStats, Publisher, VipCounters};
@@ -27,6 +28,8 @@ pub(super) struct Sampler {
     servers: HashMap<IpAddr, String>,
     ports: Vec<PortConfig>,
     devices: Devices,
+    /// `None`: there are no storage units, or their requests can't be watched.
+    requests: Option<RequestSampler>,
     publisher: Arc<Publisher>,
     inputs: mpsc::Sender<Input>,
     /// What is in force.
@@ -48,11 +51,12 @@ impl Sampler {
         config: watch::Receiver<Config>,
         reader: CounterReader,
         paths: PathReader,
+        requests: Option<RequestSampler>,
         publisher: Arc<Publisher>,
         inputs: mpsc::Sender<Input>,
     ) -> Sampler {
         let (servers, ports, devices) = parts(&config.borrow());
-        Sampler { reader, paths, servers, ports, devices, publisher, inputs, config }
+        Sampler { reader, paths, servers, ports, devices, requests, publisher, inputs, config }
     }
 
     /// Ends when core is gone.
@@ -105,6 +109,10 @@ impl Sampler {
         let (shown, devices): (Vec<_>, Vec<_>) = self.devices.read().into_iter().unzip();
         let devices = shown.iter().map(|d| d.device.clone()).zip(devices).collect();
         self.publisher.devices.send_replace(Arc::new(shown));
+        if let Some(requests) = &mut self.requests {
+            let units = self.publisher.units.borrow().clone();
+            self.publisher.requests.send_replace(Arc::new(requests.read(&units)));
+        }
         Ok(Counted { at, traffic, host: host::read(), devices, errors: ports::errors(&self.ports) })
     }
 

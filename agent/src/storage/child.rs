@@ -36,6 +36,8 @@ pub(super) struct Answer {
     pub took: Duration,
     /// The cache may have answered.
     pub cached: bool,
+    /// The device's number, where it is a block device that could be opened.
+    pub device: Option<u64>,
 }
 
 /// As it is sent.
@@ -45,6 +47,8 @@ struct Words {
     errno: i32,
     cached: i32,
     took_ns: u64,
+    /// 0: none.
+    device: u64,
 }
 
 /// Aligned as reads past the cache need it.
@@ -126,7 +130,8 @@ impl Child {
             errno => Outcome::Failed(errno),
         };
         let took = Duration::from_nanos(words.took_ns);
-        Some(Answer { outcome, took, cached: words.cached != 0 })
+        let device = (words.device != 0).then_some(words.device);
+        Some(Answer { outcome, took, cached: words.cached != 0, device })
     }
 
     /// Does it wait for a processor, or for somebody to let it run, and not for the device?
@@ -174,8 +179,8 @@ fn answer_all(path: &CString, buffer: &mut Buffer) {
             return;
         }
         let began = now_ns();
-        let (errno, cached) = read_block(path, buffer);
-        let words = Words { errno, cached: i32::from(cached), took_ns: now_ns().saturating_sub(began) };
+        let mut words = read_block(path, buffer);
+        words.took_ns = now_ns().saturating_sub(began);
         // SAFETY: the buffer has as many bytes, all of which are set.
         let sent =
             unsafe { libc::send(END, (&raw const words).cast(), size_of::<Words>(), libc::MSG_NOSIGNAL) };
@@ -192,9 +197,9 @@ fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Opens the device, which may be another one by now, and reads its last block, which file systems have least to do with. Returns the
-/// error, or 0, and whether the cache may have answered.
-fn read_block(path: &CString, buffer: &mut Buffer) -> (i32, bool) {
+/// Opens the device, which may be another one by now, and reads its last block, which file systems have least to do with. Returns what
+/// came of it, without the time.
+fn read_block(path: &CString, buffer: &mut Buffer) -> Words {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
     let mut cached = false;
     // SAFETY: the path ends with zero.
@@ -204,8 +209,9 @@ fn read_block(path: &CString, buffer: &mut Buffer) -> (i32, bool) {
         // SAFETY: as above.
         file = unsafe { libc::open(path.as_ptr(), flags) };
     }
+    let answer = Words { cached: i32::from(cached), ..Words::default() };
     if file < 0 {
-        return (Errno::last_raw(), cached);
+        return Words { errno: Errno::last_raw(), ..answer };
     }
     let largest = SIZES[1] as i64;
     // SAFETY: the descriptor is this function's own, and the buffer has as many bytes as are read.
@@ -226,7 +232,20 @@ fn read_block(path: &CString, buffer: &mut Buffer) -> (i32, bool) {
                 break;
             }
         }
+        let device = device_of(file);
         libc::close(file);
-        (errno, cached)
+        Words { errno, device, ..answer }
+    }
+}
+
+/// The number of an open block device; 0: it is something else.
+fn device_of(file: RawFd) -> u64 {
+    // SAFETY: zeros make a structure of integers, which the kernel fills.
+    unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        match libc::fstat(file, &mut found) {
+            0 if found.st_mode & libc::S_IFMT == libc::S_IFBLK => found.st_rdev,
+            _ => 0,
+        }
     }
 }

@@ -246,7 +246,7 @@ impl Prober {
         self.patience(Duration::ZERO).wait(&[child.as_fd()]) == Woken::Ready(0)
     }
 
-    fn answered(&mut self, Answer { outcome, took, cached }: Answer) {
+    fn answered(&mut self, Answer { outcome, took, cached, device }: Answer) {
         if cached && !self.stats.cached {
             tracing::warn!(
                 "storage unit {}: {} can't be read past the cache; what is found of it may be old",
@@ -255,6 +255,9 @@ impl Prober {
             );
         }
         self.stats.cached = cached;
+        if outcome != Outcome::Missing {
+            self.stats.number = device;
+        }
         let news = match outcome {
             Outcome::Read => {
                 self.stats.read(took);

@@ -9,7 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 
-use super::{DeviceCounters, Published, UnitStats, VipCounters};
+use super::{DeviceCounters, Published, UnitRequests, UnitStats, VipCounters};
 
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -311,6 +311,36 @@ impl Collected {
         Ok(())
     }
 
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let requests = self.published.requests.borrow().clone();
+        let labels = |r: &UnitRequests| [("storage_unit", r.unit.clone()), ("device", r.device.clone())];
+        let help = "Requests to the block devices of the storage unit that are done, well or not";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_unit_requests", help, None, MetricType::Counter)?;
+        for unit in requests.iter() {
+            counter(&mut family, &labels(unit), unit.completed)?;
+        }
+        let help = "Requests to the block devices of the storage unit that have failed";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_unit_errors", help, None, MetricType::Counter)?;
+        for unit in requests.iter() {
+            counter(&mut family, &labels(unit), unit.errors)?;
+        }
+        let help = "Requests that the block devices of the storage unit have not done yet";
+        let mut family =
+            encoder.encode_descriptor("baton_storage_unit_in_flight", help, None, MetricType::Gauge)?;
+        for unit in requests.iter() {
+            gauge(&mut family, &labels(unit), unit.in_flight as f64)?;
+        }
+        let help = "Age of the oldest of them; 0: there is none";
+        let name = "baton_storage_unit_oldest_request_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for unit in requests.iter() {
+            gauge(&mut family, &labels(unit), unit.oldest.as_secs_f64())?;
+        }
+        Ok(())
+    }
+
     fn diagnostics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let seen = *self.published.diagnostics.borrow();
         let mut family = encoder.encode_descriptor(
@@ -368,6 +398,7 @@ impl Collector for Collected {
         self.storage(&mut encoder)?;
         self.connections(&mut encoder)?;
         self.units(&mut encoder)?;
+        self.requests(&mut encoder)?;
         self.diagnostics(&mut encoder)
     }
 }

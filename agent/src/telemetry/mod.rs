@@ -111,6 +111,8 @@ pub struct UnitStats {
     pub unit: String,
     /// What is read.
     pub device: String,
+    /// Its number, where it is a block device that could be opened.
+    pub number: Option<u64>,
     /// How it is; `None`: not known yet.
     pub state: Option<StorageState>,
     /// The cache may have answered.
@@ -130,7 +132,17 @@ impl UnitStats {
     pub fn new(unit: &str, device: &str) -> UnitStats {
         let (unit, device) = (unit.to_owned(), device.to_owned());
         let took = [0; RTT_BUCKETS];
-        UnitStats { unit, device, state: None, cached: false, errors: 0, hangs: 0, took, took_sum_ns: 0 }
+        UnitStats {
+            unit,
+            device,
+            number: None,
+            state: None,
+            cached: false,
+            errors: 0,
+            hangs: 0,
+            took,
+            took_sum_ns: 0,
+        }
     }
 
     /// Counts a read.
@@ -145,6 +157,23 @@ impl UnitStats {
     pub fn is_hung(&self) -> bool {
         self.state == Some(StorageState::Hung)
     }
+}
+
+/// What the block devices of a storage unit do, whoever asks them to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitRequests {
+    /// Name of the unit.
+    pub unit: String,
+    /// Its device, as in [`UnitStats`].
+    pub device: String,
+    /// Requests that are done, well or not, since the agent runs.
+    pub completed: u64,
+    /// Those that have failed.
+    pub errors: u64,
+    /// Requests that are not done yet.
+    pub in_flight: u64,
+    /// How old the oldest of them is; zero where there is none.
+    pub oldest: Duration,
 }
 
 /// The reading side: cheap to clone.
@@ -168,6 +197,8 @@ pub struct Published {
     pub connections: watch::Receiver<Arc<Vec<KeptConnections>>>,
     /// What was measured of the storage units.
     pub units: watch::Receiver<Arc<Vec<UnitStats>>>,
+    /// What the block devices of the storage units do.
+    pub requests: watch::Receiver<Arc<Vec<UnitRequests>>>,
     /// Every event, once it is in the journal.
     events: broadcast::Sender<Arc<Record>>,
     shared: Arc<Shared>,
@@ -194,6 +225,8 @@ pub struct Publisher {
     pub connections: watch::Sender<Arc<Vec<KeptConnections>>>,
     /// What was measured of the storage units, after every read.
     pub units: watch::Sender<Arc<Vec<UnitStats>>>,
+    /// What the block devices of the storage units do, after every sample.
+    pub requests: watch::Sender<Arc<Vec<UnitRequests>>>,
     shared: Arc<Shared>,
 }
 
@@ -217,6 +250,7 @@ pub fn channel() -> (Publisher, Published) {
     let (devices, devices_rx) = watch::channel(Arc::default());
     let (connections, connections_rx) = watch::channel(Arc::default());
     let (units, units_rx) = watch::channel(Arc::default());
+    let (requests, requests_rx) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENT_BACKLOG);
     let publisher = Publisher {
         snapshot,
@@ -228,6 +262,7 @@ pub fn channel() -> (Publisher, Published) {
         devices,
         connections,
         units,
+        requests,
         shared: shared.clone(),
     };
     let published = Published {
@@ -240,6 +275,7 @@ pub fn channel() -> (Publisher, Published) {
         devices: devices_rx,
         connections: connections_rx,
         units: units_rx,
+        requests: requests_rx,
         events,
         shared,
     };

@@ -437,6 +437,41 @@ pub const GROUPS: &[Group] = &[
                 "How often the storage unit hung: a read took longer than its `limit`.",
                 "increase(baton_storage_probe_hangs_total[1h]) > 0",
             ),
+            metric(
+                "baton_storage_unit_requests_total",
+                "counter",
+                "requests",
+                UNIT,
+                "Requests to the block devices of the storage unit that are done, well or not, whoever made them, since the \
+                 agent runs. Of a partition it is its disk that counts; of LVM, RAID and multipath, the disks below. What is no \
+                 block device has none of these four.",
+                "rate(baton_storage_unit_requests_total[5m]) > 50000",
+            ),
+            metric(
+                "baton_storage_unit_errors_total",
+                "counter",
+                "requests",
+                UNIT,
+                "Those of them that have failed. Also what is asked again elsewhere, by multipath for example, counts.",
+                "increase(baton_storage_unit_errors_total[5m]) > 0",
+            ),
+            metric(
+                "baton_storage_unit_in_flight",
+                "gauge",
+                "requests",
+                UNIT,
+                "Requests that the devices have and have not done yet, at the last look (once a second).",
+                "min_over_time(baton_storage_unit_in_flight[5m]) > 64",
+            ),
+            metric(
+                "baton_storage_unit_oldest_request_seconds",
+                "gauge",
+                "seconds",
+                UNIT,
+                "How old the oldest of them is, since its driver got it for the last time; 0: there is none. It is shown only: \
+                 whether a unit hangs is found by reading it.",
+                "baton_storage_unit_oldest_request_seconds > 0.5",
+            ),
         ],
     },
     Group {

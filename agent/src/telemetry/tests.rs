@@ -113,6 +113,14 @@ pub(super) fn published() -> (Publisher, Published) {
     (unit.state, unit.errors, unit.hangs) = (Some(StorageState::Hung), 2, 1);
     let unread = UnitStats::new("array-2", "/dev/disk/by-id/b");
     publisher.units.send_replace(Arc::new(vec![unit, unread]));
+    publisher.requests.send_replace(Arc::new(vec![UnitRequests {
+        unit: "array-1".into(),
+        device: "/dev/disk/by-id/a".into(),
+        completed: 50,
+        errors: 4,
+        in_flight: 3,
+        oldest: Duration::from_millis(1250),
+    }]));
     publisher.dropped_input();
     publisher.dropped_report();
     (publisher, published)
@@ -179,6 +187,10 @@ fn every_metric_has_its_name_labels_and_value() {
         r#"baton_storage_probe_seconds_bucket{le="0.000004",storage_unit="array-1",device="/dev/disk/by-id/a"} 2"#,
         r#"baton_storage_probe_errors_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 2"#,
         r#"baton_storage_probe_hangs_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 1"#,
+        r#"baton_storage_unit_requests_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 50"#,
+        r#"baton_storage_unit_errors_total{storage_unit="array-1",device="/dev/disk/by-id/a"} 4"#,
+        r#"baton_storage_unit_in_flight{storage_unit="array-1",device="/dev/disk/by-id/a"} 3.0"#,
+        r#"baton_storage_unit_oldest_request_seconds{storage_unit="array-1",device="/dev/disk/by-id/a"} 1.25"#,
         "baton_lease_remaining_seconds 0.048",
         "baton_address_conflicts 0.0",
         "baton_foreign_claims_total 0",

@@ -30,9 +30,7 @@ pub struct Baton {
 impl Baton {
     /// Starts it: with a fence agent or without fencing, and with or without resets for clients.
     pub fn start(fenced: bool, resets: bool) -> Result<Baton> {
-        let mut fence =
-            if fenced { "fence = \"agent\"" } else { "fence = \"none\"\ni_accept_corruption = true" }
-                .to_owned();
+        let mut fence = if fenced { "fence = \"agent\"" } else { files::UNFENCED }.to_owned();
         if !resets {
             fence += "\nreset_connections = false";
         }

@@ -23,6 +23,7 @@ mod smb;
 mod store;
 mod upgrade;
 mod wakes;
+mod watched;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -21,7 +21,7 @@ fn put(cluster: &Cluster, key: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-fn wish(cluster: &Cluster, server: &str, to: &str) -> Result<()> {
+pub(super) fn wish(cluster: &Cluster, server: &str, to: &str) -> Result<()> {
     put(cluster, &format!("move/{server}"), &wanted(to))
 }
 

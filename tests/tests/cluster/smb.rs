@@ -1,25 +1,29 @@
 //! A real SMB client copies files to a virtual server and back through what happens to the node that serves it: what it was told is
-//! stored has the right checksum at once and in the end, the address is answered for by one node, and the file system is mounted on
-//! one node.
+//! stored has the right checksum at once and in the end.
 //!
 //! smbclient does not go on with a connection that has ended, so a copy that fails is made again, as a user would. It exits with
 //! status 0 also when it has failed: only what it says, and what it reads back, counts.
 
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use baton_lab::Host;
-use baton_lab::clock;
-use baton_lab::files::{self, FileCluster, NODES};
-use baton_lab::lun::{MountWatch, Way};
+use baton_lab::files::{self, FileCluster, MOUNT, NODES, SERVER};
+use baton_lab::lun::Way;
 use baton_lab::transfer::{CHECKSUM, Contents, checksum};
+use baton_lab::{Host, Process, clock};
 
+use super::midway::wish;
+use super::watched::{Client, Watched};
 use super::*;
 
 /// Of each file.
 const BYTES: u64 = 256 << 10;
+/// Of a file that takes long, with a disk that does, too.
+const LARGE: u64 = 32 << 20;
+const SLOW: Way = Way::Slow(Duration::from_millis(20));
 /// All that the client is patient for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -48,53 +52,47 @@ fn contents(number: usize) -> Contents {
     Contents { name: format!("file-{number}"), bytes: BYTES, seed: number as u64 + 1 }
 }
 
-fn name(number: usize) -> String {
-    contents(number).name
+/// Starts smbclient, which gives an operation up after so many seconds.
+fn smbclient(host: &Host, seconds: u64, command: &str) -> Result<Process> {
+    let service = format!("//{}/files", files::ADDRESS);
+    let mut smbclient = Command::new("smbclient");
+    smbclient.args(["-s", "/dev/null", "-t", &seconds.to_string(), "-U", "guest%", &service, "-c", command]);
+    Ok(host.spawn(smbclient)?)
 }
 
-/// Says what smbclient said.
-fn smbclient(host: &Host, command: &str) -> Result<String> {
-    let service = format!("//{}/files", files::ADDRESS);
-    let arguments = ["-s", "/dev/null", "-t", "10", "-U", "guest%", &service, "-c", command];
-    let done = host.run("smbclient", arguments)?;
-    Ok(format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr)))
+/// Waits for its end. Has it done what this word stands for?
+fn has_done(mut smbclient: Process, what: &str) -> Result<bool> {
+    smbclient.wait(PATIENCE)?;
+    let said = smbclient.stdout() + &smbclient.stderr();
+    Ok(said.contains(what) && !said.contains("NT_STATUS"))
+}
+
+/// Starts to copy it to the server.
+fn start_put(host: &Host, seconds: u64, contents: &Contents) -> Result<Process> {
+    let source = format!("/run/lab/source-{}", contents.name);
+    host.enter(|| {
+        fs::create_dir_all("/run/lab")?;
+        fs::write(&source, contents.at(0, 0, contents.bytes as usize))
+    })??;
+    smbclient(host, seconds, &format!("put {source} {}", contents.name))
 }
 
 /// Was it told that the file is stored?
-fn put(host: &Host, number: usize) -> Result<bool> {
-    let contents = contents(number);
-    host.enter(|| {
-        fs::create_dir_all("/run/lab")?;
-        fs::write("/run/lab/source", contents.at(0, 0, BYTES as usize))
-    })??;
-    let said = smbclient(host, &format!("put /run/lab/source {}", name(number)))?;
-    Ok(said.contains("putting file") && !said.contains("NT_STATUS"))
+fn put(host: &Host, contents: &Contents) -> Result<bool> {
+    let done = has_done(start_put(host, 10, contents)?, "putting file");
+    host.enter(|| fs::remove_file(format!("/run/lab/source-{}", contents.name)))??;
+    done
 }
 
 /// The checksum of what is there; `None`: it can't be read as a whole.
-fn get(host: &Host, number: usize) -> Result<Option<u64>> {
-    host.enter(|| drop(fs::remove_file("/run/lab/found")))?;
-    let said = smbclient(host, &format!("get {} /run/lab/found", name(number)))?;
-    if !said.contains("getting file") || said.contains("NT_STATUS") {
-        return Ok(None);
-    }
-    let found = host.enter(|| fs::read("/run/lab/found").ok())?;
-    Ok(found.map(|bytes| checksum(CHECKSUM, &bytes)))
+fn get(host: &Host, name: &str) -> Result<Option<u64>> {
+    let copy = format!("/run/lab/found-{name}");
+    let done = has_done(smbclient(host, 10, &format!("get {name} {copy}"))?, "getting file")?;
+    let found = host.enter(|| (fs::read(&copy).ok(), fs::remove_file(&copy)))?.0;
+    Ok(found.filter(|_| done).map(|bytes| checksum(CHECKSUM, &bytes)))
 }
 
 impl Copier {
-    fn start(host: &Host) -> Copier {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
-        let worker = (host.clone(), stop.clone(), seen.clone());
-        let thread = thread::spawn(move || {
-            let (host, stop, seen) = worker;
-            if let Err(error) = copy(&host, &stop, &seen) {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).failed = Some(format!("{error:#}"));
-            }
-        });
-        Copier { host: host.clone(), stop, seen, thread: Some(thread) }
-    }
-
     fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -110,9 +108,36 @@ impl Copier {
         ensure!(self.seen().failed.is_none(), "{:?}", self.seen());
         Ok(())
     }
+}
 
-    /// Ends it, and looks for everything that it was told is stored.
-    fn finish(mut self) -> Result<()> {
+impl Client for Copier {
+    fn spec(fence: &str, more: &str) -> ClusterSpec {
+        files::smb_spec(fence, more)
+    }
+
+    fn start(files: &FileCluster) -> Result<Copier> {
+        let host = files.client()?.clone();
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
+        let worker = (host.clone(), stop.clone(), seen.clone());
+        let thread = thread::spawn(move || {
+            let (host, stop, seen) = worker;
+            if let Err(error) = copy(&host, &stop, &seen) {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).failed = Some(format!("{error:#}"));
+            }
+        });
+        let copier = Copier { host, stop, seen, thread: Some(thread) };
+        copier.wait(2, Duration::ZERO)?;
+        Ok(copier)
+    }
+
+    fn goes_on(&self, at: Duration) -> Result<String> {
+        self.wait(2, at)?;
+        let stored = self.seen().stored;
+        let after = stored.iter().find(|stored| **stored > at).copied().unwrap_or_default();
+        Ok(format!("a copy was stored {:.0?} after it", after.saturating_sub(at)))
+    }
+
+    fn finish(mut self, _: &FileCluster) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             ensure!(thread.join().is_ok(), "the client has panicked");
@@ -120,9 +145,9 @@ impl Copier {
         let seen = self.seen();
         ensure!(seen.failed.is_none() && seen.wrong.is_empty(), "{:?} {:?}", seen.failed, seen.wrong);
         ensure!(!seen.stored.is_empty(), "nothing was stored");
-        for number in 0..seen.stored.len() {
-            let (found, told) = (get(&self.host, number)?, contents(number).checksum());
-            ensure!(found == Some(told), "{} of {}: {found:?}", name(number), seen.stored.len());
+        for contents in (0..seen.stored.len()).map(contents) {
+            let (found, told) = (get(&self.host, &contents.name)?, contents.checksum());
+            ensure!(found == Some(told), "{} of {}: {found:?}", contents.name, seen.stored.len());
         }
         println!(
             "{} files were stored and are there; {} copies were made again",
@@ -142,9 +167,9 @@ impl Drop for Copier {
 /// Copies one file after the other, each until it is stored and can be read back.
 fn copy(host: &Host, stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
     let note = |what: &dyn Fn(&mut Seen)| what(&mut seen.lock().unwrap_or_else(PoisonError::into_inner));
-    for number in 0.. {
-        let told = contents(number).checksum();
-        while !put(host, number)? {
+    for contents in (0..).map(contents) {
+        let told = contents.checksum();
+        while !put(host, &contents)? {
             note(&|seen| seen.again += 1);
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
@@ -153,7 +178,7 @@ fn copy(host: &Host, stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
         }
         // It was told: it has to be there, however often the question has to be asked.
         let found = loop {
-            match get(host, number)? {
+            match get(host, &contents.name)? {
                 Some(found) => break found,
                 None if stop.load(Ordering::Relaxed) => return Ok(()),
                 None => thread::sleep(Duration::from_millis(20)),
@@ -162,7 +187,7 @@ fn copy(host: &Host, stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
         note(&|seen| {
             seen.stored.push(clock::now());
             if found != told {
-                seen.wrong.push(format!("{}: {found:x} instead of {told:x}", name(number)));
+                seen.wrong.push(format!("{}: {found:x} instead of {told:x}", contents.name));
             }
         });
         if stop.load(Ordering::Relaxed) {
@@ -172,92 +197,122 @@ fn copy(host: &Host, stop: &AtomicBool, seen: &Mutex<Seen>) -> Result<()> {
     Ok(())
 }
 
-/// A client that copies, and the judges.
-struct Watched {
-    files: FileCluster,
-    copier: Copier,
-    judge: Judge,
-    mounts: MountWatch,
+/// A copy of a large file, whose client stands still in the middle of it; the disk is slow from now on.
+fn stop_in_the_middle(watched: &Watched<Copier>) -> Result<(Contents, Process)> {
+    let (owner, client) = (watched.files.owner()?, watched.files.client()?);
+    let node = watched.files.cluster.lab.host(&owner)?;
+    watched.files.disks.lun.set(&owner, SLOW)?;
+    // One that is over before it can be stopped does not count.
+    for number in 0..5 {
+        let contents = Contents { name: format!("large-{number}"), bytes: LARGE, seed: number + 1000 };
+        let file = format!("{MOUNT}/{}", contents.name);
+        let stored = || node.enter(|| fs::metadata(&file).map_or(0, |data| data.len())).unwrap_or(0);
+        let mut copying = start_put(client, 60, &contents)?;
+        wait_until("some of it to be stored", PATIENCE, || {
+            stored() > 0 || !matches!(copying.exited(), Ok(None))
+        })?;
+        if copying.exited()?.is_none() && copying.pause().is_ok() && (1..LARGE).contains(&stored()) {
+            return Ok((contents, copying));
+        }
+    }
+    anyhow::bail!("no copy could be stopped in the middle")
 }
 
-impl Watched {
-    fn start(name: &str) -> Result<Watched> {
-        let files = FileCluster::start(name, files::smb_spec())?;
-        files.move_to("n1")?;
-        let copier = Copier::start(files.client()?);
-        copier.wait(2, Duration::ZERO)?;
-        let (judge, mounts) = (files.cluster.judge()?, files.disks.lun.watch()?);
-        // Nobody is called dead in the first two seconds of a member list.
-        thread::sleep(Duration::from_secs(2));
-        Ok(Watched { files, copier, judge, mounts })
-    }
-
-    /// The client goes on after `at`.
-    fn goes_on(&self, what: &str, at: Duration) -> Result<()> {
-        self.copier.wait(2, at).map_err(|e| anyhow::anyhow!("{what}: {e}{}", self.files.cluster.logs()))?;
-        let stored = self.copier.seen().stored;
-        let after = stored.iter().find(|stored| **stored > at).copied().unwrap_or_default();
-        println!("{what}: a copy was stored {:.0?} after it", after.saturating_sub(at));
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        let Watched { files, copier, judge, mounts } = self;
-        copier.finish()?;
-        let (looked, doubles) = mounts.finish();
-        ensure!(looked > 50 && doubles.is_empty(), "{looked} looks, mounted twice: {doubles:?}");
-        let owner = files.wait_well()?;
-        ensure!(files.disks.mounted_on(&NODES)? == [owner], "mounted elsewhere");
-        never_two(judge)
-    }
+/// The same copy goes on to its end, over the same connection: smbclient makes no other one.
+fn is_completed(host: &Host, contents: &Contents, copying: Process) -> Result<()> {
+    copying.resume()?;
+    ensure!(has_done(copying, "putting file")?, "the copy was not completed");
+    let found = get(host, &contents.name)?;
+    ensure!(found == Some(contents.checksum()), "{}: {found:?}", contents.name);
+    Ok(())
 }
 
 #[test]
 fn smb_files_are_there_when_their_node_loses_its_power() -> Result<()> {
-    let mut watched = Watched::start("smb-power")?;
-    for round in 1..=2 {
-        let owner = watched.files.owner()?;
-        let at = watched.files.power_off(&owner)?;
-        watched.goes_on(&format!("power loss {round}"), at)?;
-        watched.files.power_on(&owner)?;
-        let now = watched.files.wait_well()?;
-        ensure!(now != owner, "{owner} serves again");
-    }
-    watched.finish()
+    Watched::<Copier>::start("smb-power")?.loses_power()
 }
 
 #[test]
-fn smb_files_are_there_when_they_are_moved_drained_and_when_their_server_is_killed() -> Result<()> {
-    let watched = Watched::start("smb-move")?;
-    let at = clock::now();
-    watched.files.move_to("n2")?;
-    watched.goes_on("move", at)?;
-    ensure!(watched.files.wait_well()? == "n2", "it is elsewhere");
-    let at = clock::now();
-    watched.files.cluster.done("n3", &["drain", "n2"])?;
-    watched.goes_on("drain", at)?;
-    watched.files.cluster.done("n3", &["resume", "n2"])?;
-    ensure!(watched.files.wait_well()? == "n1", "it is elsewhere");
-    let before = watched.files.service("n1")?;
-    let at = watched.files.kill_service("n1")?;
-    watched.goes_on("server killed", at)?;
-    ensure!(watched.files.service("n1")? != before, "it was not killed");
-    ensure!(watched.files.wait_well()? == "n1", "it has moved");
-    watched.finish()
+fn smb_files_are_there_when_they_are_moved_and_drained() -> Result<()> {
+    Watched::<Copier>::start("smb-move")?.is_moved_and_drained()
+}
+
+#[test]
+fn smb_files_are_there_when_their_server_is_killed() -> Result<()> {
+    Watched::<Copier>::start("smb-service")?.has_its_server_killed()
 }
 
 #[test]
 fn smb_files_are_there_when_a_path_to_the_disk_fails() -> Result<()> {
-    let watched = Watched::start("smb-eio")?;
+    let watched = Watched::<Copier>::start("smb-eio")?;
     let owner = watched.files.owner()?;
     let at = clock::now();
     watched.files.disks.lun.set(&owner, Way::Fails)?;
     watched.goes_on("a path that fails", at)?;
     let now = watched.files.owner()?;
     ensure!(now != owner, "{owner} serves on");
-    let left = |e: &serde_json::Value| e["event"] == "leaving" && e["reason"] == "storage_lost";
-    let events = watched.files.cluster.agent(&owner)?.events()?;
-    ensure!(events.iter().any(left), "{events:?}");
+    watched.has_lost_storage(&owner)?;
+    watched.wait_metric(&owner, "baton_storage_unit_errors_total", 1.0)?;
     watched.files.disks.lun.set(&owner, Way::Well)?;
     watched.finish()
+}
+
+#[test]
+fn smb_files_are_there_when_a_path_to_the_disk_hangs() -> Result<()> {
+    Watched::<Copier>::has_a_path_that_hangs("smb-hang")
+}
+
+/// Nothing is reset: a copy that is under way is completed.
+#[test]
+fn smb_copies_go_on_when_a_port_is_cut() -> Result<()> {
+    let watched = Watched::<Copier>::start("smb-port")?;
+    let (contents, copying) = stop_in_the_middle(&watched)?;
+    let client = watched.files.client()?;
+    watched.has_its_port_cut(|| is_completed(client, &contents, copying))?;
+    watched.files.disks.lun.set("n1", Way::Well)?;
+    watched.finish()
+}
+
+#[test]
+fn smb_copies_go_on_when_the_agent_is_killed_in_the_middle_of_them() -> Result<()> {
+    let mut watched = Watched::<Copier>::start("smb-agent")?;
+    let (contents, copying) = stop_in_the_middle(&watched)?;
+    let client = watched.files.client()?.clone();
+    watched.has_its_agent_killed(|| Ok(copying.resume()?))?;
+    is_completed(&client, &contents, copying)?;
+    watched.files.disks.lun.set("n1", Way::Well)?;
+    watched.finish()
+}
+
+/// First that of the node that it leaves, which stops it just now, and then that of the node that it is to come to, which has not taken
+/// it yet. Who has it in the end depends on who is first.
+#[test]
+fn smb_files_are_there_when_an_agent_is_killed_in_the_middle_of_a_move() -> Result<()> {
+    let mut watched = Watched::<Copier>::start("smb-midway")?;
+    for leaving in [true, false] {
+        let from = watched.files.wait_well()?;
+        let to = if from == NODES[0] { NODES[1] } else { NODES[0] };
+        let service = watched.files.service(&from)?;
+        // It takes nothing until it is let go.
+        watched.files.cluster.agent_mut(to)?.process().pause()?;
+        let at = clock::now();
+        wish(&watched.files.cluster, SERVER, to)?;
+        wait_until("the server to be stopped", LONG, || has_ended(service))?;
+        let victim = watched.files.cluster.agent_mut(if leaving { &from } else { to })?;
+        victim.kill()?;
+        victim.start_again()?;
+        if leaving {
+            watched.files.cluster.agent_mut(to)?.process().resume()?;
+        }
+        watched
+            .goes_on(if leaving { "agent killed that stops it" } else { "agent killed that waits" }, at)?;
+    }
+    watched.finish()
+}
+
+/// Is this process gone, or a zombie that nobody has looked for yet?
+fn has_ended(pid: i32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses (proc(5)).
+    state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }

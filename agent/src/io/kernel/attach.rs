@@ -118,18 +118,23 @@ pub enum AttachError {
 /// How often a program is offered to the kernel again when its verification was interrupted by a signal.
 const LOAD_ATTEMPTS: u32 = 5;
 
-/// Gives a program to the kernel. Verification ends with EAGAIN when a signal is pending (`bpf_check`).
+/// Gives a program to the kernel.
 pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
+    patiently(|| match &mut *program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
+            let kind = other.prog_type();
+            tracing::error!(?kind, "the object holds a program of a kind that Baton has none of");
+        }),
+    })
+}
+
+/// Verification ends with EAGAIN when a signal is pending (`bpf_check`).
+pub(super) fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
-        let result = match &mut *program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            other => Err(ProgramError::UnexpectedProgramType).inspect_err(|_| {
-                tracing::error!(kind = ?other.prog_type(), "the object holds a program of a kind that Baton has none of");
-            }),
-        };
-        match result {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == std::io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
             {

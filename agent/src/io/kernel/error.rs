@@ -106,6 +106,14 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel's description of its types is of no use.
+    #[error("{path}: {what}")]
+    Types {
+        /// Where it is.
+        path: &'static str,
+        /// What is missing.
+        what: String,
+    },
     /// A table is full.
     #[error("more than {limit} {what}")]
     Full {

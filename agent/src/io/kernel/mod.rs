@@ -16,7 +16,10 @@ mod paths;
 mod peers;
 mod registry;
 mod reports;
+mod requests;
 mod rtnetlink;
+mod table;
+mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +39,7 @@ pub use error::KernelError;
 pub use paths::{PathStamp, PathTable, RoundTrips, Stamps, TargetStamp};
 pub use peers::{PeerTable, node_number, promise_early, sample as peer_sample};
 pub use reports::{Report, Reports};
+pub use requests::{RequestReader, Requests};
 
 use migrate::Predecessor;
 pub use registry::hash as name_hash;
@@ -429,6 +433,15 @@ impl Kernel {
     /// A map cannot be opened a second time.
     pub fn reader(&self) -> Result<CounterReader, KernelError> {
         CounterReader::open(&self.maps_dir(), self.addresses.used())
+    }
+
+    /// Begins to watch the requests to block devices; for another thread.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no such tracepoints, or keeps requests in another way; it refuses the programs; it has been taken before.
+    pub fn requests(&mut self) -> Result<RequestReader, KernelError> {
+        RequestReader::start(&mut self.ebpf)
     }
 
     /// The programs' own messages, for the `log` crate. There are few; read them when the descriptor is readable.

@@ -233,10 +233,29 @@ fn one_that_turns_read_only_is_broken() {
     });
 }
 
-/// A device that takes no writes while it is frozen: it lies in a file on another file system.
+/// A file system that takes no writes until this is dropped.
+struct Frozen(File);
+
+impl Frozen {
+    fn new(mount: &Path) -> Frozen {
+        let root = File::open(mount).expect("a folder");
+        // SAFETY: the request takes nothing.
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), FREEZE, 0) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        Frozen(root)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: the request takes nothing. One that somebody else has thawed gives an error.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), THAW, 0) };
+    }
+}
+
+/// A device that can be frozen: it lies in a file on another file system.
 struct Freezer {
     upper: LoopDevice,
-    root: File,
     folder: tempfile::TempDir,
     lower: LoopDevice,
 }
@@ -251,21 +270,16 @@ impl Freezer {
         let file = File::options().create_new(true).read(true).write(true).open(path).expect("a file");
         file.set_len(16 << 20).expect("room");
         let upper = formatted(LoopDevice::over(&file).expect("a loop device"));
-        let root = File::open(folder.path()).expect("a folder");
-        Freezer { upper, root, folder, lower }
+        Freezer { upper, folder, lower }
     }
 
-    fn set(&self, request: libc::c_ulong) {
-        // SAFETY: both requests take nothing.
-        let done = unsafe { libc::ioctl(self.root.as_raw_fd(), request, 0) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    fn freeze(&self) -> Frozen {
+        Frozen::new(self.folder.path())
     }
 }
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        // SAFETY: the request takes nothing. One that isn't frozen gives an error.
-        unsafe { libc::ioctl(self.root.as_raw_fd(), THAW, 0) };
         // The device on it goes later; the folder would stay with something mounted on it.
         let _ = umount2(self.folder.path(), MntFlags::MNT_DETACH);
     }
@@ -280,12 +294,12 @@ fn a_mount_that_hangs_is_told_and_taken_back_when_it_comes_after_all() {
         let filesystem = &mut world.setup.resources[0].filesystems[0];
         (filesystem.fsck, filesystem.start_limit) = (false, Duration::from_millis(500));
         world.again();
-        freezer.set(FREEZE);
+        let frozen = freezer.freeze();
         world.order(Order::Start);
         let told = world.reports.recv_timeout(LONG);
         let stuck = world.mains();
         let stopping = stop_failed(world.stop());
-        freezer.set(THAW);
+        drop(frozen);
         let why = start_failed(told.expect("a report"));
         assert!(why.contains("mount: it hangs in the kernel, as process"), "{why}");
         assert!(
@@ -312,7 +326,7 @@ fn an_unmount_that_hangs_is_told_and_waited_for() {
         world.again();
         assert_eq!(world.start(), ResourceState::Running);
         fs::write(world.file("mount/file"), vec![1; 1 << 20]).expect("written");
-        freezer.set(FREEZE);
+        let frozen = freezer.freeze();
         world.order(Order::Stop);
         let told = world.reports.recv_timeout(LONG);
         let stuck = world.mains();
@@ -320,7 +334,7 @@ fn an_unmount_that_hangs_is_told_and_waited_for() {
         world.again();
         world.order(Order::Stop);
         let again = world.reports.recv_timeout(LONG);
-        freezer.set(THAW);
+        drop(frozen);
         let why = stop_failed(told.expect("a report"));
         assert!(why.contains("unmount: it hangs in the kernel, as process"), "{why}");
         let why = stop_failed(again.expect("a report"));
@@ -341,11 +355,11 @@ fn an_unmount_that_hangs_is_told_at_once_when_its_unit_is_lost() {
         world.again();
         assert_eq!(world.start(), ResourceState::Running);
         fs::write(world.file("mount/file"), vec![1; 1 << 20]).expect("written");
-        freezer.set(FREEZE);
+        let frozen = freezer.freeze();
         world.runner.as_ref().expect("threads").hurry().set(world.server(), Some(Haste::Hurry));
         world.order(Order::Stop);
         let told = world.reports.recv_timeout(LONG);
-        freezer.set(THAW);
+        drop(frozen);
         let why = stop_failed(told.expect("a report"));
         assert!(why.contains("unmount: it hangs in the kernel, as process"), "{why}");
         while world.next() != ResourceState::Stopped {}
@@ -366,21 +380,14 @@ fn what_hangs_with_its_unit_is_neither_asked_nor_waited_for() {
         });
         assert_eq!(world.start(), ResourceState::Running);
         until("the file", || world.file("mount/file").exists());
-        let root = File::open(world.file("mount")).expect("a folder");
-        let ioctl = |request| {
-            // SAFETY: both requests take nothing.
-            let done = unsafe { libc::ioctl(root.as_raw_fd(), request, 0) };
-            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        };
-        ioctl(FREEZE);
+        let frozen = Frozen::new(&world.file("mount"));
         let [stubborn, on_disk] = world.mains()[..] else { panic!("two processes") };
         until("it to hang", || on_disk.is_stuck());
         world.runner.as_ref().expect("threads").hurry().set(world.server(), Some(Haste::Hopeless));
         world.order(Order::Stop);
         let told = world.reports.recv_timeout(LONG);
         let (stuck, killed) = (on_disk.is_alive(), !stubborn.is_alive());
-        ioctl(THAW);
-        drop(root);
+        drop(frozen);
         let why = stop_failed(told.expect("a report"));
         assert!(why.contains("can't be killed: it hangs in the kernel"), "{why}");
         assert!(stuck && killed, "what is not stuck is killed");
@@ -400,19 +407,12 @@ fn a_service_that_hangs_in_the_kernel_is_told_and_stopped_when_it_comes_back() {
         });
         assert_eq!(world.start(), ResourceState::Running);
         until("the file", || world.file("mount/file").exists());
-        let root = File::open(world.file("mount")).expect("a folder");
-        let ioctl = |request| {
-            // SAFETY: both requests take nothing.
-            let done = unsafe { libc::ioctl(root.as_raw_fd(), request, 0) };
-            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        };
-        ioctl(FREEZE);
+        let frozen = Frozen::new(&world.file("mount"));
         let [main] = world.mains()[..] else { panic!("one process") };
         until("it to hang", || main.is_stuck());
         world.order(Order::Stop);
         let told = world.reports.recv_timeout(LONG);
-        ioctl(THAW);
-        drop(root);
+        drop(frozen);
         let why = stop_failed(told.expect("a report"));
         assert!(why.contains("can't be killed: it hangs in the kernel"), "{why}");
         // What is told meanwhile depends on who comes first.
