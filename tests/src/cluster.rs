@@ -188,9 +188,7 @@ impl Cluster {
         let mut lab = topology.build()?;
         for node in &spec.nodes {
             lab.carry_xdp_tx(node)?;
-            lab.host(node)?.write(KEY_FILE, "0123456789abcdef0123456789abcdef\n")?;
-            let chmod = lab.host(node)?.run("chmod", ["600", KEY_FILE])?;
-            debug_assert!(chmod.status.success());
+            lab.host(node)?.write_secret(KEY_FILE, "0123456789abcdef0123456789abcdef\n")?;
         }
         prepare(&lab)?;
         let addresses: Vec<String> = (1..=spec.etcd_members).map(|n| format!("10.99.0.{n}")).collect();

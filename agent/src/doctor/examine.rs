@@ -10,6 +10,7 @@ use super::{
     Agent, Clock, Endpoint, Facts, Finding, Key, Level, Member, Port, Setting, StateFolder, Store, Wanted,
     Watchdog, by_segment,
 };
+use crate::secrets::Exposed;
 
 /// The oldest kernel that has everything, and the oldest with links for TC.
 const OLDEST: (u32, u32) = (5, 18);
@@ -121,6 +122,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     at("clock", &|at| clock(facts.clock.as_ref(), facts.cluster, at));
     at("store", &|at| store(&facts.store, at));
     at("probe key", &|at| key(&facts.key, facts.cluster, at));
+    at("secrets", &|at| secrets(&facts.exposed, at));
     at("other managers", &|at| managers(&facts.managers, at));
     at("firewall", &|at| firewall(&facts.arp_tables, at));
     at("BPF file system", &|at| bpffs(&facts.bpffs, at));
@@ -429,10 +431,10 @@ fn clock(clock: Option<&Clock>, cluster: bool, at: &mut At<'_>) {
 }
 
 fn store(store: &Store, at: &mut At<'_>) {
-    let (endpoints, definitions, certificates, secrets, now) = match store {
+    let (endpoints, definitions, certificates, now) = match store {
         Store::File => return at.ok("is this node's own: nothing else must run"),
-        Store::Etcd { endpoints, definitions, certificates, secrets, now } => {
-            (endpoints, definitions, certificates, secrets, now)
+        Store::Etcd { endpoints, definitions, certificates, now } => {
+            (endpoints, definitions, certificates, now)
         }
     };
     endpoints.iter().for_each(|endpoint| one_endpoint(endpoint, at));
@@ -461,10 +463,6 @@ fn store(store: &Store, at: &mut At<'_>) {
     }
     for (file, end) in certificates {
         certificate(file, end, *now, at);
-    }
-    for (file, mode) in secrets.iter().filter(|(_, mode)| mode & 0o077 != 0) {
-        let file = file.display();
-        at.warn(format!("{file} may be read by others (mode {mode:03o})"), format!("chmod 600 {file}"));
     }
 }
 
@@ -553,6 +551,19 @@ fn key(key: &Key, cluster: bool, at: &mut At<'_>) {
             format!("compare: `baton doctor --key-fingerprint {own}` on the others"),
         ),
         (Ok(Some(own)), None) => at.ok(format!("can be used (fingerprint {own})")),
+    }
+}
+
+fn secrets(exposed: &[Exposed], at: &mut At<'_>) {
+    for Exposed { path, what, mode } in exposed {
+        let file = path.display();
+        at.problem(
+            format!("{file}: others than its owner may read or write {what} (mode {mode:03o})"),
+            format!("run `chmod 600 {file}`, and make a new one if somebody may have read it"),
+        );
+    }
+    if exposed.is_empty() {
+        at.ok("files with passwords, private keys and tokens are for their owner alone");
     }
 }
 

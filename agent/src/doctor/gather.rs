@@ -3,8 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::MapType;
@@ -20,6 +19,7 @@ use crate::control::{ClientError, Request, StatusRequest, ask};
 use crate::slow::{missing_capabilities, probe_key, sysctl};
 use crate::store::etcd::{Etcd, ask_member};
 
+use crate::secrets;
 /// Programs that manage addresses of their own.
 const MANAGERS: [&str; 10] = [
     "keepalived",
@@ -65,6 +65,11 @@ pub fn gather(
         .iter()
         .map(|port| Port {
             interface: port.interface.clone(),
+    let key = key(loaded, fingerprint);
+    let fencing = definitions.as_ref().map(|d| secrets::of_fencing(&d.fencing)).unwrap_or_default();
+    let named = secrets::named(loaded).into_iter().chain(fencing);
+    // The key has a place of its own.
+    let exposed = secrets::exposed(&named.filter(|s| s.path != key.path).collect::<Vec<_>>());
             segment: port.segment.clone(),
             speed_configured: port.speed_mbits.is_some(),
             link: link(&port.interface),
@@ -86,7 +91,8 @@ pub fn gather(
         ipv6_segments,
         clock: clock(),
         store,
-        key: key(loaded, fingerprint),
+        key,
+        exposed,
         managers: managers(),
         arp_tables: lines("/proc/net/arp_tables_names"),
         bpffs: (own.paths.bpffs.clone(), is_on_bpffs(&own.paths.bpffs)),
@@ -268,19 +274,14 @@ async fn etcd_store(config: &EtcdConfig, loaded: &Loaded) -> (Store, Option<Defi
         Err(why) => (Err(why), None),
     };
     let mut certificates = Vec::new();
-    let mut secrets = Vec::new();
     if let Some(tls) = &config.tls {
         let own = tls.identity.iter().map(|(certificate, _)| certificate);
         for file in own.chain([&tls.ca]) {
             let pem = fs::read_to_string(file).map_err(|e| e.to_string());
             certificates.push((file.clone(), pem.and_then(|pem| certificate::expires(&pem))));
         }
-        secrets.extend(tls.identity.iter().map(|(_, key)| key.clone()));
     }
-    secrets.extend(config.credentials.iter().map(|c| c.password_file.clone()));
-    let mode = |file: PathBuf| fs::metadata(&file).ok().map(|m| (file, m.mode() & 0o777));
-    let secrets = secrets.into_iter().filter_map(mode).collect();
-    (Store::Etcd { endpoints, definitions, certificates, secrets, now: SystemTime::now() }, parsed)
+    (Store::Etcd { endpoints, definitions, certificates, now: SystemTime::now() }, parsed)
 }
 
 async fn one_member(config: &EtcdConfig, url: String) -> Endpoint {

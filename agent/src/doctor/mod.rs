@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::telemetry::Status;
+use crate::secrets::Exposed;
 
 pub use examine::examine;
 pub use gather::gather;
@@ -87,6 +88,8 @@ pub struct Facts {
     /// The key of the probe frames.
     pub key: Key,
     /// Other programs that manage addresses: name and process.
+    /// Other files with secrets that others may read or write.
+    pub exposed: Vec<Exposed>,
     pub managers: Vec<(String, u32)>,
     /// Tables that ARP packets are filtered by.
     pub arp_tables: Vec<String>,
@@ -213,8 +216,6 @@ pub enum Store {
         definitions: Result<String, String>,
         /// Certificates of `[store]`: the file, and when it expires, or why that can't be told.
         certificates: Vec<(PathBuf, Result<SystemTime, String>)>,
-        /// Files with secrets and their permission bits.
-        secrets: Vec<(PathBuf, u32)>,
         /// Now.
         now: SystemTime,
     },

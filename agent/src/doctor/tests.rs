@@ -40,7 +40,6 @@ fn etcd() -> Store {
         endpoints: vec![member("https://127.0.0.1:2379"), member("https://10.0.0.2:2379")],
         definitions: Ok("generation 4 of the definitions fits this node".to_owned()),
         certificates: vec![("/etc/baton/ca.pem".into(), Ok(now + Duration::from_secs(365 * 86_400)))],
-        secrets: vec![("/etc/baton/password".into(), 0o600)],
         now,
     }
 }
@@ -95,6 +94,7 @@ fn fit() -> Facts {
             fingerprint: Ok(Some("0123456789abcdef".to_owned())),
             wanted: Some("0123456789abcdef".to_owned()),
         },
+        exposed: Vec::new(),
         managers: Vec::new(),
         arp_tables: Vec::new(),
         bpffs: ("/sys/fs/bpf/baton".into(), true),
@@ -137,6 +137,7 @@ fn nothing_is_said_against_a_machine_that_is_fit() {
         "store",
         "probe key",
         "other managers",
+        "secrets",
         "firewall",
         "BPF file system",
         "state folder",
@@ -416,14 +417,13 @@ const FAULTS: &[Fault] = &[
         "PEM",
     ),
     (
-        "store",
+        "secrets",
         |f| {
-            if let Store::Etcd { secrets, .. } = &mut f.store {
-                secrets[0].1 = 0o644;
-            }
+            let what = "the password".to_owned();
+            f.exposed = vec![Exposed { path: "/etc/baton/password".into(), what, mode: 0o644 }];
         },
-        Level::Warning,
-        "mode 644",
+        Level::Problem,
+        "the password (mode 644)",
         "chmod 600 /etc/baton/password",
     ),
     (
@@ -499,8 +499,8 @@ fn each_fault_is_found_where_it_is_and_says_what_to_do() {
         let mute = findings.iter().find(|f| f.level >= Level::Warning && f.remedy.is_empty());
         assert!(mute.is_none(), "{mute:?}");
         // And nothing is both well and not: a place with a finding doesn't claim the opposite of it.
-        let twice = findings.iter().filter(|f| f.place == "settings" && f.level == Level::Ok).count();
-        assert!(*place != "settings" || twice == 0, "{findings:#?}");
+        let twice = findings.iter().filter(|f| f.place == *place && f.level == Level::Ok).count();
+        assert!(!matches!(*place, "settings" | "secrets") || twice == 0, "{findings:#?}");
     }
 }
 
