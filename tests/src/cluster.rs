@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::{Agent, CONFIG_FILE};
@@ -14,6 +15,7 @@ use crate::fault::Blackhole;
 use crate::host::wait_until;
 pub use crate::judge::{Judge, Seen};
 use crate::port::Port;
+use crate::process::baton_binary;
 use crate::topology::{HostSpec, Lab, Topology};
 use crate::wire::Mac;
 
@@ -56,6 +58,8 @@ pub struct ClusterSpec {
     pub grace: Duration,
     /// etcd's timers.
     pub timers: Timers,
+    /// The program that agents are started with, and commands given to, at first; `None`: [`crate::baton_binary`].
+    pub program: Option<PathBuf>,
 }
 
 impl ClusterSpec {
@@ -75,6 +79,7 @@ impl ClusterSpec {
             servers: Vec::new(),
             grace: Duration::from_secs(2),
             timers: Timers::default(),
+            program: None,
         }
     }
 
@@ -237,7 +242,8 @@ impl Cluster {
     pub fn start_agent(&mut self, node: &str, ports: [(&str, &str); 3]) -> Result<(), LabError> {
         let file = self.spec.node_file(node, ports, &self.etcd.endpoints(node));
         self.agents.remove(node);
-        let agent = Agent::start_text(self.lab.host(node)?, &file)?;
+        let program = self.spec.program.clone().map_or_else(baton_binary, Ok)?;
+        let agent = Agent::start_program(self.lab.host(node)?, &file, program)?;
         self.agents.insert(node.to_owned(), agent);
         Ok(())
     }
