@@ -8,7 +8,7 @@ use baton_core::{Attachment, PortState};
 
 use super::{
     Agent, Clock, Endpoint, Facts, Finding, Key, Level, Member, Port, Setting, StateFolder, Store, Wanted,
-    Watchdog, by_segment,
+    Watchdog, by_segment, firewall,
 };
 use crate::secrets::Exposed;
 
@@ -124,7 +124,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     at("probe key", &|at| key(&facts.key, facts.cluster, at));
     at("secrets", &|at| secrets(&facts.exposed, at));
     at("other managers", &|at| managers(&facts.managers, at));
-    at("firewall", &|at| firewall(&facts.arp_tables, at));
+    at("firewall", &|at| firewall(facts, at));
     at("BPF file system", &|at| bpffs(&facts.bpffs, at));
     at("state folder", &|at| state(&facts.state, at));
     for (hook, what) in &facts.hooks {
@@ -579,9 +579,10 @@ fn managers(managers: &[(String, u32)], at: &mut At<'_>) {
     }
 }
 
-fn firewall(tables: &[String], at: &mut At<'_>) {
+fn firewall(facts: &Facts, at: &mut At<'_>) {
+    let tables = &facts.arp_tables;
     match tables.is_empty() {
-        true => at.ok("no table of arptables is loaded; nftables is not looked at"),
+        true => at.ok("no table of arptables is loaded"),
         false => at.note(
             format!(
                 "ARP is filtered (table {}): rules there may drop announcements and answers",
@@ -589,6 +590,19 @@ fn firewall(tables: &[String], at: &mut At<'_>) {
             ),
             "see `arptables -L`: ARP for the virtual IPs must pass, in and out",
         ),
+    }
+    match &facts.nftables {
+        None => {}
+        Some(Err(why)) => at.note(format!("its rules can't be read: {why}"), "run `baton doctor` as root"),
+        Some(Ok(rules)) => {
+            let blocked = firewall::blocked(rules, &facts.ports, !facts.ipv6_segments.is_empty());
+            if blocked.is_empty() {
+                at.ok("no chain of nftables drops all ARP, neighbour discovery or probe frames");
+            }
+            for firewall::Blocked { what, remedy } in blocked {
+                at.problem(what, remedy);
+            }
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Facts of this machine, read without changing anything and without waiting for long.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::MapType;
@@ -16,10 +19,10 @@ use super::{
 };
 use crate::config::{Definitions, EtcdConfig, Fence, Loaded, Resources, StoreKind};
 use crate::control::{ClientError, Request, StatusRequest, ask};
+use crate::secrets;
 use crate::slow::{missing_capabilities, probe_key, sysctl};
 use crate::store::etcd::{Etcd, ask_member};
 
-use crate::secrets;
 /// Programs that manage addresses of their own.
 const MANAGERS: [&str; 10] = [
     "keepalived",
@@ -37,6 +40,8 @@ const MANAGERS: [&str; 10] = [
 const AGENT: Duration = Duration::from_secs(3);
 /// How long connecting to a member of etcd and asking it may take: checking a password is slow on purpose.
 const MEMBER: Duration = Duration::from_secs(3);
+/// How long nft may take to list its rules.
+const NFTABLES: Duration = Duration::from_secs(3);
 /// How long reading the definitions may take.
 const DEFINITIONS: Duration = Duration::from_secs(5);
 
@@ -60,16 +65,16 @@ pub fn gather(
         Some(definitions) => (&definitions.resources, &definitions.segments),
         None => (&own.resources, &core.segments),
     };
-    let ports: Vec<Port> = core
-        .ports
-        .iter()
-        .map(|port| Port {
-            interface: port.interface.clone(),
     let key = key(loaded, fingerprint);
     let fencing = definitions.as_ref().map(|d| secrets::of_fencing(&d.fencing)).unwrap_or_default();
     let named = secrets::named(loaded).into_iter().chain(fencing);
     // The key has a place of its own.
     let exposed = secrets::exposed(&named.filter(|s| s.path != key.path).collect::<Vec<_>>());
+    let ports: Vec<Port> = core
+        .ports
+        .iter()
+        .map(|port| Port {
+            interface: port.interface.clone(),
             segment: port.segment.clone(),
             speed_configured: port.speed_mbits.is_some(),
             link: link(&port.interface),
@@ -95,6 +100,7 @@ pub fn gather(
         exposed,
         managers: managers(),
         arp_tables: lines("/proc/net/arp_tables_names"),
+        nftables: nftables(),
         bpffs: (own.paths.bpffs.clone(), is_on_bpffs(&own.paths.bpffs)),
         state: state(&own.paths.state),
         hooks: own
@@ -251,6 +257,40 @@ fn clock() -> Option<Clock> {
     let source = text("/sys/devices/system/clocksource/clocksource0/current_clocksource")?;
     let synchronised = state != libc::TIME_ERROR && timex.status & libc::STA_UNSYNC == 0;
     (state >= 0).then_some(Clock { synchronised, rate_ppm, source })
+}
+
+/// All rules, as nft(8) tells them.
+fn nftables() -> Option<Result<serde_json::Value, String>> {
+    let mut command = Command::new("nft");
+    command.args(["-j", "list", "ruleset"]).stdin(Stdio::null());
+    let mut child = match command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => return Some(Err(format!("nft: {e}"))),
+    };
+    let pipes = (child.stdout.take(), child.stderr.take());
+    let (told, tells) = mpsc::channel();
+    // It goes on reading if nft hangs, and ends with it.
+    thread::spawn(move || {
+        let (mut out, mut error) = (Vec::new(), String::new());
+        let read = pipes.0.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut out));
+        // What it complains of is short: it doesn't wait for somebody who reads that.
+        let read = read.and_then(|_| pipes.1.map_or(Ok(0), |mut pipe| pipe.read_to_string(&mut error)));
+        let _ = told.send(read.map(|_| (out, error))); // nobody may wait any more
+    });
+    let said = tells.recv_timeout(NFTABLES);
+    if said.is_err() {
+        let _ = child.kill(); // it may have ended just now
+    }
+    let status = child.wait();
+    Some(match (said, status) {
+        (Ok(Ok((out, error))), Ok(status)) => match serde_json::from_slice(&out) {
+            Ok(rules) if status.success() => Ok(rules),
+            _ => Err(format!("nft -j list ruleset: {status}: {}", first_line(error.trim()))),
+        },
+        (Ok(Err(e)), _) | (_, Err(e)) => Err(format!("nft: {e}")),
+        (Err(_), Ok(_)) => Err(format!("nft has said nothing for {} s", NFTABLES.as_secs())),
+    })
 }
 
 async fn etcd_store(config: &EtcdConfig, loaded: &Loaded) -> (Store, Option<Definitions>) {

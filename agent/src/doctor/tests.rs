@@ -97,6 +97,7 @@ fn fit() -> Facts {
         exposed: Vec::new(),
         managers: Vec::new(),
         arp_tables: Vec::new(),
+        nftables: Some(Ok(serde_json::json!({"nftables": []}))),
         bpffs: ("/sys/fs/bpf/baton".into(), true),
         state: StateFolder {
             path: "/var/lib/baton".into(),
@@ -136,8 +137,8 @@ fn nothing_is_said_against_a_machine_that_is_fit() {
         "clock",
         "store",
         "probe key",
-        "other managers",
         "secrets",
+        "other managers",
         "firewall",
         "BPF file system",
         "state folder",
@@ -456,6 +457,23 @@ const FAULTS: &[Fault] = &[
         "stop it",
     ),
     ("firewall", |f| f.arp_tables = vec!["filter".into()], Level::Note, "table filter", "arptables -L"),
+    (
+        "firewall",
+        |f| f.nftables = Some(Err("nft -j list ruleset: exit status: 1: Operation not permitted".into())),
+        Level::Note,
+        "Operation not permitted",
+        "as root",
+    ),
+    (
+        "firewall",
+        |f| {
+            let chain = r#"{"nftables": [{"chain": {"family": "arp", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}}]}"#;
+            f.nftables = Some(Ok(serde_json::from_str(chain).expect("JSON")));
+        },
+        Level::Problem,
+        "chain INPUT of table arp filter drops ARP",
+        "nft insert rule arp filter INPUT accept",
+    ),
     ("BPF file system", |f| f.bpffs.1 = false, Level::Note, "none is mounted", "mounts one"),
     ("state folder", |f| f.state.writable = Some(false), Level::Problem, "nothing can be written", "[paths]"),
     ("state folder", |f| f.state.writable = None, Level::Note, "not seen", "root"),
