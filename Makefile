@@ -4,7 +4,7 @@
 #   make test    build, then run all tests
 #   make bench   build with optimisation, then measure against keepalived and a minimal program
 #   make fuzz    feed the parser of probe frames with what libFuzzer makes up, then that of configurations, for FUZZ_SECONDS (300) each
-#   make docs    the documentation in docs/ as a book, where mdbook is installed
+#   make docs    the documentation in docs/ as a book, below target/book
 #   make setup   only install what the others need
 #   make audit   ask the database of advisories (needs the network) about what Baton depends on
 #   make deb     build the Debian package, below target/deb
@@ -21,6 +21,7 @@ CARGO ?= $(shell command -v cargo || echo /usr/bin/cargo)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BPF_LINKER_VERSION := 0.13.0
+MDBOOK_VERSION := 0.5.4
 # What the build needs; then what only the tests, the lints and the benchmarks need.
 PACKAGES := ca-certificates gcc libc6-dev cargo-web rust-web-src llvm-22-dev iproute2 protobuf-compiler libprotobuf-dev
 # etcd runs in the lab only: nothing is started on this machine.
@@ -48,7 +49,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench setup-deny build demo test lint deny audit bench fuzz docs deb \
+.PHONY: help setup setup-packages setup-demo setup-test setup-lint setup-bench setup-deny setup-docs build demo test lint deny audit bench fuzz docs deb \
 	test-deb install
 
 help:
@@ -147,10 +148,13 @@ fuzz: setup
 	cd common/fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none parse_probe -- -max_total_time=$(FUZZ_SECONDS)
 	BATON_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked --workspace --test config_fuzz -- --nocapture
 
-# The pages are plain Markdown; a book of them is a convenience. Tests check them without it.
-docs:
-	@if command -v mdbook >/dev/null; then mdbook build docs; else \
-		echo "docs: read them in docs/src, from first-cluster.md on; for a book: cargo install mdbook, then make docs"; fi
+# The pages are plain Markdown, from docs/src/first-cluster.md on; a book of them is a convenience. Tests check them without it.
+docs: setup-docs
+	mdbook build docs
+	@echo "docs: open target/book/index.html"
+
+setup-docs:
+	@command -v mdbook >/dev/null || $(CARGO) install mdbook --version $(MDBOOK_VERSION) --locked
 
 DEB_VERSION ?= 0.1.0-1
 DEB_FOLDER ?= target/deb

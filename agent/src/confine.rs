@@ -11,7 +11,7 @@
 //!
 //! The filter lists what is refused and lets the rest pass. A list of what may pass would have to foresee every call of every version
 //! of the C library, and a call that is refused in the middle of a failover costs more than it protects. What is refused fails
-//! with EPERM, is counted, and is told in the log.
+//! with EPERM, is counted (`baton_system_calls_refused_total`, with an alert), and is told in the log.
 
 use std::io;
 use std::sync::OnceLock;
@@ -102,9 +102,10 @@ const REFUSED: &[(&str, i64)] = &[
 /// How often is looked for calls that were refused.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Calls that were refused, and the last of them. Written by a signal handler.
+/// Calls that were refused, the last of them, and its thread. Written by a signal handler.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static LAST: AtomicI64 = AtomicI64::new(-1);
+static THREAD: AtomicI64 = AtomicI64::new(-1);
 
 /// Confines the calling thread and what it starts from now on. What can't be done is told, and left: a node must be served all the
 /// same.
@@ -187,16 +188,30 @@ extern "C" fn refused(_: c_int, _: *mut libc::siginfo_t, context: *mut libc::c_v
             context.regs[8] as i64
         }
     };
+    // SAFETY: the call takes nothing, is not refused, and leaves errno as it is, for it can't fail.
+    let thread = unsafe { libc::syscall(libc::SYS_gettid) };
     LAST.store(number, Ordering::Relaxed);
+    THREAD.store(thread, Ordering::Relaxed);
     COUNT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How many calls were refused since this process began.
+pub fn refused_calls() -> u64 {
+    COUNT.load(Ordering::Relaxed)
 }
 
 /// How many calls were refused, and the name of the last one.
 fn refusals() -> (u64, &'static str) {
-    let count = COUNT.load(Ordering::Relaxed);
     let last = LAST.load(Ordering::Relaxed);
     let known = REFUSED.iter().find(|(_, number)| *number == last);
-    (count, known.map_or("another one", |(name, _)| name))
+    (refused_calls(), known.map_or("another one", |(name, _)| name))
+}
+
+/// The name of the thread that was refused one last, if it is still there.
+fn last_thread() -> String {
+    let file = format!("/proc/self/task/{}/comm", THREAD.load(Ordering::Relaxed));
+    std::fs::read_to_string(file)
+        .map_or_else(|_| "one that has ended".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Tells of calls that are refused, for ever: a fault of Baton's, or somebody has broken into it.
@@ -207,8 +222,9 @@ pub async fn report() {
         let (count, call) = refusals();
         if count > told {
             tracing::error!(
-                "{} system calls were refused, the last of them {call}: a fault, or somebody has broken in",
-                count - told
+                "{} system calls were refused, the last of them {call} in the thread {}: a fault, or somebody has broken in",
+                count - told,
+                last_thread()
             );
             told = count;
         }
@@ -227,7 +243,8 @@ mod tests {
             line.trim().to_owned()
         };
         let before = (status("Seccomp:"), status("CapEff:"));
-        std::thread::spawn(move || {
+        let confined = std::thread::Builder::new().name("confined".into());
+        let confined = confined.spawn(move || {
             let count = refusals().0;
             thread();
             assert_eq!(status("Seccomp:"), "2");
@@ -243,12 +260,12 @@ mod tests {
             }
             let (now, last) = refusals();
             assert_eq!((now - count, last), (REFUSED.len() as u64, REFUSED[REFUSED.len() - 1].0));
+            assert_eq!(Some(last_thread().as_str()), std::thread::current().name());
             // What an agent does all the time.
             std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
             std::thread::spawn(|| tempfile::tempfile().expect("a file")).join().expect("a thread");
-        })
-        .join()
-        .expect("the thread");
+        });
+        confined.expect("a thread").join().expect("it ends well");
         assert_eq!((status("Seccomp:"), status("CapEff:")), before, "other threads are left alone");
     }
 }

@@ -14,6 +14,7 @@ pub mod import;
 pub mod io;
 pub mod journal;
 pub mod resources;
+pub mod secrets;
 pub mod slow;
 pub mod storage;
 pub mod store;

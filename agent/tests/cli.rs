@@ -86,6 +86,31 @@ fn a_bad_file_ends_with_64_and_every_error() {
     assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 1, "nothing was made");
 }
 
+/// Neither `check` nor `run` takes it; before anything is touched.
+#[test]
+fn a_secret_that_others_may_read_is_bad_configuration() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder();
+    let token = folder.path().join("token");
+    fs::write(&token, "0123456789abcdef").expect("written");
+    let file = write(folder.path(), &format!("{GOOD}[telemetry]\ntoken_file = {token:?}\n"));
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).expect("set");
+    for arguments in [vec!["check", &file], vec!["--config", &file, "run"]] {
+        let (status, out, err) = said(&baton(&arguments));
+        assert_eq!((status, out.as_str()), (64, ""), "{arguments:?}: {err}");
+        let token = token.display();
+        assert_eq!(
+            err,
+            format!(
+                "{token}: others than its owner may read or write the page's token, `token_file` in [telemetry] (mode 644): run `chmod 600 {token}`, and make a new one if somebody may have read it\n"
+            )
+        );
+    }
+    assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 2, "nothing was made");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("set");
+    assert_eq!(said(&baton(&["check", &file])).0, 0);
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_bad_configuration() {
     let (status, _, err) = said(&baton(&["check", "/nonexistent/baton.toml"]));

@@ -146,8 +146,15 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_text(host: &Host, config: &str) -> Result<Agent, LabError> {
+        Agent::start_program(host, config, baton_binary()?)
+    }
+
+    /// As [`Agent::start_text`], with another program, as of an older build.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_program(host: &Host, config: &str, binary: PathBuf) -> Result<Agent, LabError> {
         host.write(CONFIG_FILE, config)?;
-        let binary = baton_binary()?;
         let process = host.spawn(baton_command(&binary, &["run"]))?;
         Ok(Agent { host: host.clone(), binary, process, environment: Vec::new() })
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +17,7 @@ use crate::fault::Blackhole;
 use crate::host::wait_until;
 pub use crate::judge::{Judge, Seen};
 use crate::port::Port;
+use crate::process::baton_binary;
 use crate::topology::{HostSpec, Lab, Topology};
 use crate::wire::Mac;
 
@@ -58,6 +60,8 @@ pub struct ClusterSpec {
     pub grace: Duration,
     /// etcd's timers.
     pub timers: Timers,
+    /// The program that agents are started with, and commands given to, at first; `None`: [`crate::baton_binary`].
+    pub program: Option<PathBuf>,
 }
 
 impl ClusterSpec {
@@ -77,6 +81,7 @@ impl ClusterSpec {
             servers: Vec::new(),
             grace: Duration::from_secs(2),
             timers: Timers::default(),
+            program: None,
         }
     }
 
@@ -190,9 +195,7 @@ impl Cluster {
         let mut lab = topology.build()?;
         for node in &spec.nodes {
             lab.carry_xdp_tx(node)?;
-            lab.host(node)?.write(KEY_FILE, "0123456789abcdef0123456789abcdef\n")?;
-            let chmod = lab.host(node)?.run("chmod", ["600", KEY_FILE])?;
-            debug_assert!(chmod.status.success());
+            lab.host(node)?.write_secret(KEY_FILE, "0123456789abcdef0123456789abcdef\n")?;
         }
         prepare(&lab)?;
         let addresses: Vec<String> = (1..=spec.etcd_members).map(|n| format!("10.99.0.{n}")).collect();
@@ -241,7 +244,8 @@ impl Cluster {
     pub fn start_agent(&mut self, node: &str, ports: [(&str, &str); 3]) -> Result<(), LabError> {
         let file = self.spec.node_file(node, ports, &self.etcd.endpoints(node));
         self.agents.remove(node);
-        let agent = Agent::start_text(self.lab.host(node)?, &file)?;
+        let program = self.spec.program.clone().map_or_else(baton_binary, Ok)?;
+        let agent = Agent::start_program(self.lab.host(node)?, &file, program)?;
         self.agents.insert(node.to_owned(), agent);
         Ok(())
     }

@@ -56,8 +56,8 @@ impl Security {
     pub fn write(&self, host: &Host) -> Result<(), LabError> {
         host.write(&format!("{TLS}/ca.pem"), &self.ca)?;
         host.write(&format!("{TLS}/me.pem"), &self.certificate)?;
-        host.write(&format!("{TLS}/me.key"), &self.key)?;
-        host.write(&format!("{TLS}/password"), &format!("{PASSWORD}\n"))
+        host.write_secret(&format!("{TLS}/me.key"), &self.key)?;
+        host.write_secret(&format!("{TLS}/password"), &format!("{PASSWORD}\n"))
     }
 
     /// The lines of `[store]` in a node's file.

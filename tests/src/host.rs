@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -112,6 +113,16 @@ impl Host {
             std::fs::write(path, contents)
         })?
         .context(|| format!("write {path} in {}", self.name()))
+    }
+
+    /// As [`Host::write`]; the file is for its owner alone.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_secret(&self, path: &str, contents: &str) -> Result<(), LabError> {
+        self.write(path, contents)?;
+        self.enter(|| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)))?
+            .context(|| format!("set the mode of {path} in {}", self.name()))
     }
 
     /// Sets a kernel parameter by its path below `/proc/sys`.

@@ -8,11 +8,12 @@ use super::text::count;
 use crate::config::Loaded;
 use crate::doctor::Level;
 use crate::storage::mmp;
-use crate::{config, resources};
+use crate::{config, resources, secrets};
 
-/// Prints warnings on standard error and one line about the whole on standard output.
+/// Refuses files with secrets that others may read, as `baton run` does. Prints warnings on standard error and one line about the whole on standard output.
 pub(super) fn check(file: &Path) -> Result<(), CliError> {
     let loaded = config::load(file)?;
+    secrets::refuse(&secrets::named(&loaded)).map_err(|e| CliError::BadFile(e.to_string()))?;
     for (level, line) in remarks(&loaded) {
         eprintln!("{}: {line}", level.word());
     }

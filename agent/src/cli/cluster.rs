@@ -10,6 +10,7 @@ use baton_core::cluster::{Entry, Record, StoreChange};
 
 use super::CliError;
 use crate::config::{Definitions, Loaded, StoreKind};
+use crate::secrets;
 use crate::storage::mmp;
 use crate::store::etcd::{Etcd, EtcdError};
 
@@ -48,6 +49,9 @@ pub(super) fn apply(loaded: &Loaded, file: &Path, dry_run: bool) -> Result<(), C
     for line in mmp::announce(&definitions.resources) {
         eprintln!("note: {line}");
     }
+    // Of this node; each of the others logs its own when it takes the definitions up.
+    secrets::refuse(&secrets::of_fencing(&definitions.fencing))
+        .map_err(|e| CliError::BadFile(e.to_string()))?;
     let etcd = etcd(loaded)?;
     run(async {
         let mut out = std::io::stdout();

@@ -30,7 +30,7 @@ use crate::config::{self, ConfigErrors, DEFAULT_FILE, Loaded, Places};
 use crate::control::ClientError;
 use crate::slow::clean::{self, Cleaned};
 use crate::telemetry::Action;
-use crate::{demo, import, slow, telemetry};
+use crate::{demo, import, secrets, slow, telemetry};
 
 pub(crate) use events::sentence;
 pub(crate) use plan::as_json as plan_as_json;
@@ -218,7 +218,11 @@ impl Cli {
     fn run(self) -> Result<(), CliError> {
         let file = self.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         match self.command {
-            Command::Run => slow::run(file, load(file)?).map_err(|e| CliError::Other(e.to_string())),
+            Command::Run => {
+                let loaded = load(file)?;
+                secrets::refuse(&secrets::named(&loaded)).map_err(|e| CliError::BadFile(e.to_string()))?;
+                slow::run(file, loaded).map_err(|e| CliError::Other(e.to_string()))
+            }
             Command::Check { file: named } => check::check(named.as_deref().unwrap_or(file)),
             Command::Doctor(ref options) => doctor::command(file, options),
             Command::Apply { file: definitions, dry_run } => {

@@ -8,8 +8,9 @@ use baton_core::{Attachment, PortState};
 
 use super::{
     Agent, Clock, Endpoint, Facts, Finding, Key, Level, Member, Page, Port, Setting, StateFolder, Store,
-    Wanted, Watchdog, by_segment,
+    Wanted, Watchdog, by_segment, firewall,
 };
+use crate::secrets::Exposed;
 
 /// The oldest kernel that has everything, and the oldest with links for TC.
 const OLDEST: (u32, u32) = (5, 18);
@@ -125,8 +126,9 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     at("clock", &|at| clock(facts.clock.as_ref(), facts.cluster, at));
     at("store", &|at| store(&facts.store, at));
     at("probe key", &|at| key(&facts.key, facts.cluster, at));
+    at("secrets", &|at| secrets(&facts.exposed, at));
     at("other managers", &|at| managers(&facts.managers, at));
-    at("firewall", &|at| firewall(&facts.arp_tables, at));
+    at("firewall", &|at| firewall(facts, at));
     at("BPF file system", &|at| bpffs(&facts.bpffs, at));
     at("state folder", &|at| state(&facts.state, at));
     for (hook, what) in &facts.hooks {
@@ -436,10 +438,10 @@ fn clock(clock: Option<&Clock>, cluster: bool, at: &mut At<'_>) {
 }
 
 fn store(store: &Store, at: &mut At<'_>) {
-    let (endpoints, definitions, certificates, secrets, now) = match store {
+    let (endpoints, definitions, certificates, now) = match store {
         Store::File => return at.ok("is this node's own: nothing else must run"),
-        Store::Etcd { endpoints, definitions, certificates, secrets, now } => {
-            (endpoints, definitions, certificates, secrets, now)
+        Store::Etcd { endpoints, definitions, certificates, now } => {
+            (endpoints, definitions, certificates, now)
         }
     };
     endpoints.iter().for_each(|endpoint| one_endpoint(endpoint, at));
@@ -468,10 +470,6 @@ fn store(store: &Store, at: &mut At<'_>) {
     }
     for (file, end) in certificates {
         certificate(file, end, *now, NO_STORE, at);
-    }
-    for (file, mode) in secrets.iter().filter(|(_, mode)| mode & 0o077 != 0) {
-        let file = file.display();
-        at.warn(format!("{file} may be read by others (mode {mode:03o})"), format!("chmod 600 {file}"));
     }
 }
 
@@ -574,6 +572,19 @@ fn key(key: &Key, cluster: bool, at: &mut At<'_>) {
     }
 }
 
+fn secrets(exposed: &[Exposed], at: &mut At<'_>) {
+    for Exposed { path, what, mode } in exposed {
+        let file = path.display();
+        at.problem(
+            format!("{file}: others than its owner may read or write {what} (mode {mode:03o})"),
+            format!("run `chmod 600 {file}`, and make a new one if somebody may have read it"),
+        );
+    }
+    if exposed.is_empty() {
+        at.ok("files with passwords, private keys and tokens are for their owner alone");
+    }
+}
+
 fn managers(managers: &[(String, u32)], at: &mut At<'_>) {
     for (name, process) in managers {
         at.warn(
@@ -586,9 +597,10 @@ fn managers(managers: &[(String, u32)], at: &mut At<'_>) {
     }
 }
 
-fn firewall(tables: &[String], at: &mut At<'_>) {
+fn firewall(facts: &Facts, at: &mut At<'_>) {
+    let tables = &facts.arp_tables;
     match tables.is_empty() {
-        true => at.ok("no table of arptables is loaded; nftables is not looked at"),
+        true => at.ok("no table of arptables is loaded"),
         false => at.note(
             format!(
                 "ARP is filtered (table {}): rules there may drop announcements and answers",
@@ -596,6 +608,19 @@ fn firewall(tables: &[String], at: &mut At<'_>) {
             ),
             "see `arptables -L`: ARP for the virtual IPs must pass, in and out",
         ),
+    }
+    match &facts.nftables {
+        None => {}
+        Some(Err(why)) => at.note(format!("its rules can't be read: {why}"), "run `baton doctor` as root"),
+        Some(Ok(rules)) => {
+            let blocked = firewall::blocked(rules, &facts.ports, !facts.ipv6_segments.is_empty());
+            if blocked.is_empty() {
+                at.ok("no chain of nftables drops all ARP, neighbour discovery or probe frames");
+            }
+            for firewall::Blocked { what, remedy } in blocked {
+                at.problem(what, remedy);
+            }
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Facts of this machine, read without changing anything and without waiting for long.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::MapType;
@@ -17,6 +19,7 @@ use super::{
 };
 use crate::config::{Definitions, EtcdConfig, Fence, Loaded, Resources, StoreKind, TelemetryTls};
 use crate::control::{ClientError, Request, StatusRequest, ask};
+use crate::secrets;
 use crate::slow::{missing_capabilities, probe_key, sysctl};
 use crate::store::etcd::{Etcd, ask_member};
 use crate::telemetry::read_tls;
@@ -38,6 +41,8 @@ const MANAGERS: [&str; 10] = [
 const AGENT: Duration = Duration::from_secs(3);
 /// How long connecting to a member of etcd and asking it may take: checking a password is slow on purpose.
 const MEMBER: Duration = Duration::from_secs(3);
+/// How long nft may take to list its rules.
+const NFTABLES: Duration = Duration::from_secs(3);
 /// How long reading the definitions may take.
 const DEFINITIONS: Duration = Duration::from_secs(5);
 
@@ -61,6 +66,11 @@ pub fn gather(
         Some(definitions) => (&definitions.resources, &definitions.segments),
         None => (&own.resources, &core.segments),
     };
+    let key = key(loaded, fingerprint);
+    let fencing = definitions.as_ref().map(|d| secrets::of_fencing(&d.fencing)).unwrap_or_default();
+    let named = secrets::named(loaded).into_iter().chain(fencing);
+    // The key has a place of its own.
+    let exposed = secrets::exposed(&named.filter(|s| s.path != key.path).collect::<Vec<_>>());
     let ports: Vec<Port> = core
         .ports
         .iter()
@@ -87,9 +97,11 @@ pub fn gather(
         ipv6_segments,
         clock: clock(),
         store,
-        key: key(loaded, fingerprint),
+        key,
+        exposed,
         managers: managers(),
         arp_tables: lines("/proc/net/arp_tables_names"),
+        nftables: nftables(),
         bpffs: (own.paths.bpffs.clone(), is_on_bpffs(&own.paths.bpffs)),
         state: state(&own.paths.state),
         hooks: own
@@ -249,6 +261,40 @@ fn clock() -> Option<Clock> {
     (state >= 0).then_some(Clock { synchronised, rate_ppm, source })
 }
 
+/// All rules, as nft(8) tells them.
+fn nftables() -> Option<Result<serde_json::Value, String>> {
+    let mut command = Command::new("nft");
+    command.args(["-j", "list", "ruleset"]).stdin(Stdio::null());
+    let mut child = match command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => return Some(Err(format!("nft: {e}"))),
+    };
+    let pipes = (child.stdout.take(), child.stderr.take());
+    let (told, tells) = mpsc::channel();
+    // It goes on reading if nft hangs, and ends with it.
+    thread::spawn(move || {
+        let (mut out, mut error) = (Vec::new(), String::new());
+        let read = pipes.0.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut out));
+        // What it complains of is short: it doesn't wait for somebody who reads that.
+        let read = read.and_then(|_| pipes.1.map_or(Ok(0), |mut pipe| pipe.read_to_string(&mut error)));
+        let _ = told.send(read.map(|_| (out, error))); // nobody may wait any more
+    });
+    let said = tells.recv_timeout(NFTABLES);
+    if said.is_err() {
+        let _ = child.kill(); // it may have ended just now
+    }
+    let status = child.wait();
+    Some(match (said, status) {
+        (Ok(Ok((out, error))), Ok(status)) => match serde_json::from_slice(&out) {
+            Ok(rules) if status.success() => Ok(rules),
+            _ => Err(format!("nft -j list ruleset: {status}: {}", first_line(error.trim()))),
+        },
+        (Ok(Err(e)), _) | (_, Err(e)) => Err(format!("nft: {e}")),
+        (Err(_), Ok(_)) => Err(format!("nft has said nothing for {} s", NFTABLES.as_secs())),
+    })
+}
+
 async fn etcd_store(config: &EtcdConfig, loaded: &Loaded) -> (Store, Option<Definitions>) {
     let mut asking = tokio::task::JoinSet::new();
     for (index, url) in config.endpoints.iter().enumerate() {
@@ -270,16 +316,11 @@ async fn etcd_store(config: &EtcdConfig, loaded: &Loaded) -> (Store, Option<Defi
         Err(why) => (Err(why), None),
     };
     let mut certificates = Vec::new();
-    let mut secrets = Vec::new();
     if let Some(tls) = &config.tls {
         let own = tls.identity.iter().map(|(certificate, _)| certificate);
         certificates.extend(own.chain([&tls.ca]).map(|file| end_of(file)));
-        secrets.extend(tls.identity.iter().map(|(_, key)| key.clone()));
     }
-    secrets.extend(config.credentials.iter().map(|c| c.password_file.clone()));
-    let mode = |file: PathBuf| fs::metadata(&file).ok().map(|m| (file, m.mode() & 0o777));
-    let secrets = secrets.into_iter().filter_map(mode).collect();
-    (Store::Etcd { endpoints, definitions, certificates, secrets, now: SystemTime::now() }, parsed)
+    (Store::Etcd { endpoints, definitions, certificates, now: SystemTime::now() }, parsed)
 }
 
 /// A file with certificates, and when the first of them ends.

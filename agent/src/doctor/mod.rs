@@ -5,6 +5,7 @@
 
 pub(crate) mod certificate;
 mod examine;
+mod firewall;
 mod gather;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use crate::secrets::Exposed;
 use crate::telemetry::Status;
 
 pub use examine::examine;
@@ -86,10 +88,14 @@ pub struct Facts {
     pub store: Store,
     /// The key of the probe frames.
     pub key: Key,
+    /// Other files with secrets that others may read or write.
+    pub exposed: Vec<Exposed>,
     /// Other programs that manage addresses: name and process.
     pub managers: Vec<(String, u32)>,
     /// Tables that ARP packets are filtered by.
     pub arp_tables: Vec<String>,
+    /// What `nft -j list ruleset` says, or why it says nothing; `None`: there is no such program.
+    pub nftables: Option<Result<serde_json::Value, String>>,
     /// A BPF file system is mounted where kernel objects are to be pinned, or its parent is one.
     pub bpffs: (PathBuf, bool),
     /// The state folder.
@@ -215,8 +221,6 @@ pub enum Store {
         definitions: Result<String, String>,
         /// Certificates of `[store]`: the file, and when it expires, or why that can't be told.
         certificates: Vec<(PathBuf, Result<SystemTime, String>)>,
-        /// Files with secrets and their permission bits.
-        secrets: Vec<(PathBuf, u32)>,
         /// Now.
         now: SystemTime,
     },

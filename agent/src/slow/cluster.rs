@@ -21,6 +21,7 @@ use crate::config::{
 };
 use crate::fast::{Membership, StoreLink};
 use crate::io::kernel::{Kernel, node_number};
+use crate::secrets;
 use crate::store::etcd::{self, Etcd, EtcdError, Known};
 
 /// Requests under way to the store; a full channel fails them, and core asks again.
@@ -160,6 +161,10 @@ async fn prepare(
     let Defined { generation, definitions, members, nodes } = defined;
     let (definitions, _) = Definitions::parse(&definitions, "definitions")
         .map_err(|e| RunError::Unreadable { generation, error: e.to_string() })?;
+    // Not refused: who changes the definitions would stop all nodes with it, and who can't fence can't take over.
+    for exposed in secrets::exposed(&secrets::of_fencing(&definitions.fencing)) {
+        tracing::error!("{exposed}");
+    }
     let config = definitions.node_config(own)?;
     let slot = members.get(&own.node).map(|m| m.slot);
     let slot = slot.ok_or_else(|| DefinitionsError::Member { node: own.node.clone() })?;

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use baton_common::{SipKey, siphash24};
+
+use crate::secrets::{self, Exposed};
 
 /// File name in the state directory.
 pub const FILE: &str = "probe.key";
@@ -24,13 +26,8 @@ pub enum KeyError {
         error: io::Error,
     },
     /// Others than its owner may read or write it.
-    #[error("{}: others may read or write this key (mode {mode:03o}): run `chmod 600 {}`, and make a new key if somebody may have read it", path.display(), path.display())]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// Permission bits.
-        mode: u32,
-    },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// There is none, and the nodes of a cluster must have the same.
     #[error("{}: no such key; make one with `head -c16 /dev/urandom | od -An -tx1 | tr -d ' \\n'`, mode 600, and copy it to every node", path.display())]
     Missing {
@@ -63,10 +60,7 @@ fn read(path: &Path, file: io::Result<File>) -> Result<SipKey, KeyError> {
     let path = path.to_owned();
     let error = |error| KeyError::File { path: path.clone(), error };
     let mut file = file.map_err(error)?;
-    let mode = file.metadata().map_err(error)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(KeyError::Open { path, mode });
-    }
+    secrets::guarded(&path, "the probe key", &file.metadata().map_err(error)?)?;
     // As much as tells a key from something longer.
     let mut text = String::new();
     match Read::by_ref(&mut file).take(DIGITS as u64 + 16).read_to_string(&mut text) {
@@ -118,7 +112,7 @@ fn make(path: &Path) -> io::Result<SipKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
     fn a_key_is_made_once_and_read_again() {

@@ -17,6 +17,7 @@ use crate::cli;
 use crate::config::{self, AgentConfig, Loaded, StoreKind, TelemetryConfig};
 use crate::control::{How, ReloadAnswer, ReloadCall};
 use crate::fast;
+use crate::secrets;
 use crate::store::etcd::Etcd;
 use crate::telemetry::{self, Actions, Material, Metrics, Published, Tls};
 
@@ -242,6 +243,7 @@ async fn read_tls(loaded: &Loaded) -> Result<Option<Material>, String> {
 async fn check(configuration: &Configuration, tls: Option<&Material>) -> Result<Checked, String> {
     let Configuration { file, loaded, .. } = configuration;
     let mut new = config::reload(file, loaded).map_err(|e| e.to_string())?;
+    secrets::refuse(&secrets::named(&new)).map_err(|e| e.to_string())?;
     if configuration.is_confined && !super::needs_little(&new) {
         return Err(format!(
             "{}: file systems, services, storage units and hooks can't be added while the agent runs, for it has given up the rights that \

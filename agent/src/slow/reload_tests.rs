@@ -84,6 +84,16 @@ async fn refusals_have_line_column_and_remedy() {
     let error =
         refused(&good.replace("[[port]]", &format!("[telemetry]\nlisten = \"{listen}\"\n[[port]]"))).await;
     assert!(error.contains("can't be used") && error.contains("choose another"), "{error}");
+    let token = folder.path().join("token");
+    std::fs::write(&token, "0123456789abcdef").expect("written");
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(&token, mode(0o644)).expect("set");
+    let with_token = good.replace("[[port]]", &format!("[telemetry]\ntoken_file = {token:?}\n[[port]]"));
+    let error = refused(&with_token).await;
+    assert!(error.contains(&format!("(mode 644): run `chmod 600 {}`", token.display())), "{error}");
+    std::fs::set_permissions(&token, mode(0o600)).expect("set");
+    std::fs::write(&file, &with_token).expect("written");
+    assert!(check(&configuration, None).await.is_ok());
     std::fs::write(&file, &good).expect("written");
     let checked = check(&configuration, None).await.expect("accepted");
     assert_eq!((checked.how, checked.changes), (How::Nothing, Vec::new()));

@@ -12,7 +12,6 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::tls::Peer;
+use crate::secrets::{self, Exposed};
 
 /// Shortest token, in bytes.
 const LEAST: usize = 16;
@@ -229,10 +229,8 @@ async fn act(
 enum TokenError {
     #[error("{path}: {source}; make it with `head -c32 /dev/urandom | base64`, mode 600")]
     File { path: PathBuf, source: io::Error },
-    #[error(
-        "{path}: others than its owner may read or write this token (mode {mode:03o}): chmod 600, and make a new one"
-    )]
-    Open { path: PathBuf, mode: u32 },
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     #[error("{path}: a token has {LEAST} to {MOST} bytes; make it with `head -c32 /dev/urandom | base64`")]
     Length { path: PathBuf },
 }
@@ -240,10 +238,7 @@ enum TokenError {
 fn token(path: &Path) -> Result<Vec<u8>, TokenError> {
     let error = |source| TokenError::File { path: path.to_owned(), source };
     let file = File::open(path).map_err(error)?;
-    let mode = file.metadata().map_err(error)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(TokenError::Open { path: path.to_owned(), mode });
-    }
+    secrets::guarded(path, "the page's token", &file.metadata().map_err(error)?)?;
     let mut token = Vec::new();
     file.take(MOST + 1).read_to_end(&mut token).map_err(error)?;
     let token = token.trim_ascii();

@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncod
 use prometheus_client::metrics::MetricType;
 
 use super::{DeviceCounters, Published, UnitRequests, UnitStats, VipCounters};
+use crate::confine;
 
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -379,6 +380,11 @@ impl Collected {
                 "baton_dropped_reports",
                 "Events and timings dropped because the slow thread did not keep up",
                 self.published.dropped_reports(),
+            ),
+            (
+                "baton_system_calls_refused",
+                "System calls of confined threads that the filter has refused",
+                confine::refused_calls(),
             ),
         ];
         for (name, help, value) in single {

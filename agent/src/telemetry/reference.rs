@@ -494,6 +494,14 @@ pub const GROUPS: &[Group] = &[
                 "increase(baton_journal_errors_total[5m]) > 0",
             ),
             metric(
+                "baton_system_calls_refused_total",
+                "counter",
+                "calls",
+                NONE,
+                "System calls of confined threads that the filter (seccomp) has refused: a fault, or somebody has broken in. The log has the call and the thread.",
+                "increase(baton_system_calls_refused_total[10m]) > 0",
+            ),
+            metric(
                 "baton_hook_runs_total",
                 "counter",
                 "runs",

@@ -5,10 +5,9 @@
 //! resumes a session: who shows a certificate shows it each time.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::TelemetryTls;
 use crate::doctor::certificate;
+use crate::secrets::{self, Exposed};
 
 /// How long a handshake may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -50,16 +50,8 @@ pub enum TlsError {
         source: io::Error,
     },
     /// The key is not this node's alone.
-    #[error(
-        "telemetry.tls_key = {path}: others than its owner may read or write this key (mode {mode:03o}): chmod 600, and have a certificate \
-         made for a new key"
-    )]
-    Open {
-        /// Its file.
-        path: PathBuf,
-        /// Permission bits.
-        mode: u32,
-    },
+    #[error(transparent)]
+    Open(#[from] Exposed),
     /// A file holds something else.
     #[error("telemetry.{key} = {path}: {why}; put {wanted} there, as PEM")]
     Content {
@@ -151,14 +143,14 @@ pub fn read_tls(files: &TelemetryTls) -> Result<Material, TlsError> {
     Ok(Material { read: Arc::new(read), config: Arc::new(config) })
 }
 
-/// A file's content and its permission bits.
-fn bytes(key: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
+/// A file's content, and what else is known of it.
+fn bytes(key: &'static str, path: &Path) -> Result<(Vec<u8>, Metadata), TlsError> {
     let error = |source| TlsError::File { key, path: path.to_owned(), source };
     let file = File::open(path).map_err(error)?;
-    let mode = file.metadata().map_err(error)?.mode() & 0o777;
+    let metadata = file.metadata().map_err(error)?;
     let mut bytes = Vec::new();
     file.take(LARGEST).read_to_end(&mut bytes).map_err(error)?;
-    Ok((bytes, mode))
+    Ok((bytes, metadata))
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -173,10 +165,8 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'st
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let (pem, mode) = bytes("tls_key", path)?;
-    if mode & 0o077 != 0 {
-        return Err(TlsError::Open { path: path.to_owned(), mode });
-    }
+    let (pem, metadata) = bytes("tls_key", path)?;
+    secrets::guarded(path, secrets::PAGE_KEY, &metadata)?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|e| TlsError::Content {
         key: "tls_key",
         path: path.to_owned(),

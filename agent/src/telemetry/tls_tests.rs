@@ -245,7 +245,7 @@ fn files_that_can_t_be_used_are_refused_with_what_where_and_what_to_do() {
             ["telemetry.tls_certificate = ", "no certificate in it", "as PEM"],
         ),
         (with("half", "page.key", "ca.pem"), ["telemetry.tls_certificate = ", "is damaged", "as PEM"]),
-        (with("page.pem", "open.key", "ca.pem"), ["telemetry.tls_key = ", "mode 640", "chmod 600"]),
+        (with("page.pem", "open.key", "ca.pem"), ["`tls_key` in [telemetry]", "mode 640", "chmod 600"]),
         (with("page.pem", "closed", "ca.pem"), ["telemetry.tls_key = ", "no key in it", "as PEM"]),
         (with("page.pem", "me.key", "ca.pem"), ["me.key", "can't be used with", "the one for that key"]),
         (with("page.pem", "page.key", "empty"), ["telemetry.client_ca = ", "no certificate in it", "as PEM"]),

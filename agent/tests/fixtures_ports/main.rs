@@ -4,6 +4,7 @@
 //! Needs root: without it the tests fail.
 
 mod accuracy;
+mod layouts;
 mod net;
 
 use std::collections::BTreeMap;

@@ -33,6 +33,7 @@ impl Fenced {
         fs::write(&agent, "#!/bin/sh\ncd \"$(dirname \"$0\")\"\ncat >> told\ntest -e good\n")?;
         fs::set_permissions(&agent, fs::Permissions::from_mode(0o755))?;
         fs::write(folder.path().join("secret"), "geheim\n")?;
+        fs::set_permissions(folder.path().join("secret"), fs::Permissions::from_mode(0o600))?;
         let mut lines = format!(
             "fence = \"agent\"\n[[virtual_server.filesystem]]\ndevice = {:?}\nmount = {MOUNT:?}\ntype = \"ext4\"\n\
              storage_unit = \"array-1\"\n[[storage_unit]]\nname = \"array-1\"\ndevice = {UNIT:?}\nlimit = \"2s\"\n",

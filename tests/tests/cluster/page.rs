@@ -53,8 +53,7 @@ fn the_page_moves_for_who_has_the_token_and_doctor_finds_a_dead_member() -> Resu
     let text = host.enter(|| std::fs::read_to_string(CONFIG_FILE))??;
     let telemetry = format!("\n[telemetry]\nlisten = \"0.0.0.0:9477\"\ntoken_file = {TOKEN_FILE:?}\n");
     host.write(CONFIG_FILE, &(text + &telemetry))?;
-    host.write(TOKEN_FILE, TOKEN)?;
-    host.run("chmod", ["600", TOKEN_FILE])?;
+    host.write_secret(TOKEN_FILE, TOKEN)?;
     cluster.agent_mut("n2")?.start_again()?;
     let judge = cluster.judge()?;
     wait_until("the page", LONG, || {

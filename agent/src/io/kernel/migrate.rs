@@ -34,6 +34,9 @@ pub(super) const CARRIED: &str = "CARRIED";
 /// What is carried over as it is: none of it depends on how addresses are found.
 const AS_IT_IS: [&str; 9] =
     ["SERVERS", "ROUTES", "LEASE", "PEERS", "VERDICTS", "AGENT", "OWN_MACS", "DIAGNOSTICS", "CONNECTIONS"];
+/// Its keys are made of the number of members that there may be: where that is another one, they say another thing. What members told
+/// they tell again.
+const BY_PLACE: &str = "VERDICTS";
 /// What the programs themselves write of it, and that counts by the millisecond.
 const LIVE: [&str; 2] = ["LEASE", "PEERS"];
 
@@ -140,7 +143,8 @@ impl Predecessor {
         let (Some(old), Some(new)) = (Raw::open(&self.old, name)?, Raw::open(&self.new, name)?) else {
             return Ok(());
         };
-        if (old.key, old.cpus) != (new.key, new.cpus) {
+        let other_places = name == BY_PLACE && old.entries != new.entries;
+        if (old.key, old.cpus) != (new.key, new.cpus) || other_places {
             tracing::warn!(map = name, "is of another kind than before: starts from nothing");
             return Ok(());
         }
@@ -154,7 +158,14 @@ impl Predecessor {
             let mut fitting = vec![0u8; new.bytes()];
             let parts = value.chunks_exact(old.stride()).zip(fitting.chunks_exact_mut(new.stride()));
             parts.for_each(|(from, to)| copy_part(&from[..old.value], &mut to[..new.value]));
-            new.set(&key, &fitting)?;
+            match new.set(&key, &fitting) {
+                // Going back to a version whose map holds less.
+                Err(KernelError::Batch { source, .. }) if source.raw_os_error() == Some(libc::E2BIG) => {
+                    tracing::warn!(map = name, "held more than there is room for: the rest is left out");
+                    return Ok(());
+                }
+                done => done?,
+            }
         }
         Ok(())
     }
