@@ -1,5 +1,5 @@
-//! What sharing TCP connections costs a node: reading the kernel's table and finding what has changed, as the agent does four times a
-//! second, or as often as takes one percent of a processor.
+//! What sharing TCP connections costs a node: reading the kernel's table and finding what has changed, as the agent does once a second,
+//! and where connections begin more often.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ impl Drop for Pins {
 /// Runs the benchmark.
 pub fn main(arguments: &Arguments) -> Result<()> {
     let pins = Pins(std::env::temp_dir().join(format!("baton-connections-{}", std::process::id())));
-    let kernel = Kernel::open(&pins.0)?;
+    let mut kernel = Kernel::open(&pins.0)?;
     let mut reader = kernel.connections()?;
     let mut rows = Vec::new();
     let mut known = 0;
@@ -82,7 +82,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         }
     }
     println!(
-        "Processor time, four times a second; 2,500 us are 1 % of a processor: what takes longer is done less often\n"
+        "Processor time, once a second, and where connections begin as often as takes 1 % of a processor, ten times a second at most\n"
     );
     println!("{:<20} {:<16} {:>8} {:>8} {:>8}  us", "scenario", "metric", "p50", "p99", "max");
     for row in &rows {

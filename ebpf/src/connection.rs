@@ -15,7 +15,7 @@
 use baton_common::{CONNECTION_ENDED, CONNECTION_RESET, Connection, ConnectionKey, later};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::maps::CONNECTIONS;
+use crate::maps::{CONNECTIONS, CONNECTIONS_MADE};
 use crate::packet::Packet;
 use crate::parse::Ip;
 use crate::permission::coarse_ns;
@@ -91,7 +91,12 @@ pub fn sent<P: Packet>(ip: &Ip<P>, ends: &impl Ends) {
             let numbers = Connection::pack(server, client);
             let new = Connection { numbers, sent_ns: coarse_ns(), flags: 0, reserved: 0 };
             // A map that has no room forgets what has been idle for longest; where even that fails this one goes unheeded.
-            let _ = CONNECTIONS.insert(key, new, 0);
+            if CONNECTIONS.insert(key, new, 0).is_ok()
+                && let Some(made) = CONNECTIONS_MADE.get_ptr_mut(0)
+            {
+                // SAFETY: as in `maps::count`.
+                unsafe { *made += 1 };
+            }
         }
         return;
     };

@@ -62,6 +62,9 @@ pub static REPORTED: LruHashMap<[u8; 16], u64> = LruHashMap::with_max_entries(10
 #[map]
 pub static CONNECTIONS: LruHashMap<ConnectionKey, Connection> =
     LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
+/// How many have been entered there since the programs were loaded, by CPU: who shares them looks at this often; one entry.
+#[map]
+pub static CONNECTIONS_MADE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Who this node is to those it probes; one entry.
 #[map]

@@ -20,12 +20,14 @@ use crate::io::kernel::{ConnectionReader, Ends, KernelError, Tracked};
 use crate::store::etcd::{ConnectionNews, Etcd};
 use crate::telemetry::{KeptConnections, Publisher};
 
-/// The kernel's table is read so often, for who has just come may be unknown to the next owner till then,
-const EVERY: Duration = Duration::from_millis(250);
+/// The kernel's table is read so often,
+const EVERY: Duration = Duration::from_secs(1);
+/// and this long after somebody has come, for who comes may be unknown to the next owner till then; how often it is looked who has.
+const LOOK: Duration = Duration::from_millis(20);
+/// Between two times that it is read, and written of: at least this,
+const GAP: Duration = Duration::from_millis(100);
 /// and where that takes long, not before so many times as long have passed: it takes at most this part of a processor.
 const SHARE: u32 = 100;
-/// Numbers that have changed are written so often: what they are of is silent, so there is no hurry.
-const NUMBERS_EVERY: Duration = Duration::from_secs(1);
 /// Most connections of a virtual server that are shared: those that have been heard of last.
 const MOST: usize = 10_000;
 /// One whose numbers have not changed for so long is silent.
@@ -63,7 +65,7 @@ struct Resets {
     begun: Instant,
     /// and the next round.
     round: usize,
-    /// Connections that this node knew before.
+    /// Connections that this node knew before, and from the first round on those that the store held.
     former: BTreeMap<Ends, Numbers>,
 }
 
@@ -83,8 +85,8 @@ pub(super) struct Keeper {
     read: bool,
     /// Virtual servers of which something is being written.
     writing: BTreeSet<String>,
-    /// When numbers are written next.
-    numbers_due: Instant,
+    /// How many connections had begun when all of them were last shared.
+    made: u64,
     resets: Vec<Resets>,
     /// Virtual servers of which it was said that they have too many.
     told: BTreeSet<String>,
@@ -108,7 +110,7 @@ impl Keeper {
             shared: BTreeMap::new(),
             read: false,
             writing: BTreeSet::new(),
-            numbers_due: Instant::now(),
+            made: 0,
             resets: Vec::new(),
             told: BTreeSet::new(),
             failing: false,
@@ -123,7 +125,7 @@ impl Keeper {
         spawn_local(async move {
             etcd.follow_connections(async |news| read.send(News::Read(news)).await.is_ok() && !once).await;
         });
-        let mut tick = Instant::now();
+        let (mut tick, mut due) = (Instant::now(), Instant::now());
         loop {
             let round = self.next_round();
             tokio::select! {
@@ -135,10 +137,22 @@ impl Keeper {
                 () = sleep_until(round.unwrap_or(tick)), if round.is_some() => self.round().await,
                 Some(news) = news.recv() => self.hear(news),
                 () = sleep_until(tick) => {
+                    let now = Instant::now();
+                    // Where that can't be told, they are found when it is time.
+                    let made = self.reader.made().unwrap_or(self.made);
+                    if now < due && made == self.made {
+                        tick = now + LOOK;
+                        continue;
+                    }
                     let begun = processor_time();
-                    self.share(&tell);
+                    if self.share(&tell, now >= due) {
+                        self.made = made;
+                    }
                     let took = processor_time().saturating_sub(begun);
-                    tick = Instant::now() + EVERY.max(took * SHARE);
+                    if now >= due {
+                        due = now + EVERY;
+                    }
+                    tick = now + GAP.max(took * SHARE);
                 }
             }
         }
@@ -189,8 +203,9 @@ impl Keeper {
         });
     }
 
-    /// Reads the kernel's table and writes what has changed of the virtual servers that this node serves.
-    fn share(&mut self, tell: &mpsc::Sender<News>) {
+    /// Reads the kernel's table and writes what has changed of the virtual servers that this node serves; of what has changed but
+    /// numbers only `with_numbers`. `false`: something could not be written yet.
+    fn share(&mut self, tell: &mpsc::Sender<News>, with_numbers: bool) -> bool {
         let snapshot = self.snapshot.borrow_and_update().clone();
         // Asked for before it was published that it is served: what the store holds is still to be reset.
         while let Ok(request) = self.requests.try_recv() {
@@ -199,15 +214,11 @@ impl Keeper {
         let served: BTreeSet<String> = self.served(&snapshot).map(str::to_owned).collect();
         if served.is_empty() {
             self.publisher.connections.send_replace(Arc::default());
-            return;
+            return true;
         }
-        let Some(table) = self.table() else { return };
+        let Some(table) = self.table() else { return true };
         let mut by_server = self.sort(table);
-        let with_numbers = Instant::now() >= self.numbers_due;
-        if with_numbers {
-            self.numbers_due = Instant::now() + NUMBERS_EVERY;
-        }
-        let mut counts = Vec::new();
+        let (mut counts, mut all) = (Vec::new(), true);
         for server in &served {
             let mut current = by_server.remove(server).unwrap_or_default();
             let beyond = current.len().saturating_sub(MOST);
@@ -221,8 +232,11 @@ impl Keeper {
                 }
             }
             counts.push(KeptConnections { server: server.clone(), kept: current.len(), beyond });
-            let resets = self.resets.iter().any(|r| r.request.server == *server);
-            if self.read && !resets && !self.writing.contains(server) {
+            // What the store holds is first to be known as what is to be reset.
+            let resets = self.resets.iter().any(|r| r.request.server == *server && r.round == 0);
+            if !self.read || resets || self.writing.contains(server) {
+                all = false;
+            } else {
                 let current: Vec<Current> = current.into_iter().map(|(_, current)| current).collect();
                 let changes = self.shared.entry(server.clone()).or_default().changes(&current, with_numbers);
                 if !changes.is_empty() {
@@ -231,6 +245,7 @@ impl Keeper {
             }
         }
         self.publisher.connections.send_replace(Arc::new(counts));
+        all
     }
 
     fn write(&mut self, server: String, changes: Vec<Change>, tell: mpsc::Sender<News>) {
@@ -334,6 +349,7 @@ impl Keeper {
             return;
         }
         let list = self.to_reset(&self.resets[first]);
+        self.resets[first].former.clone_from(&list);
         let since = before(self.resets[first].request.served);
         // Of a client that has come again, by the same port.
         let new: HashSet<Ends> = self

@@ -3,12 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray};
 use baton_common::{Connection, ConnectionKey};
 
+use super::paths::map;
 use super::table::Table;
 use super::{KernelError, open_pinned, registry};
 
 const MAP: &str = "CONNECTIONS";
+const MADE: &str = "CONNECTIONS_MADE";
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,11 +33,25 @@ pub struct Tracked {
 }
 
 /// Reads and removes connections. It holds descriptors and buffers of its own.
-pub struct ConnectionReader(Table<ConnectionKey, Connection>);
+pub struct ConnectionReader {
+    table: Table<ConnectionKey, Connection>,
+    made: PerCpuArray<MapData, u64>,
+}
 
 impl ConnectionReader {
-    pub(super) fn open(maps_dir: &Path) -> Result<Self, KernelError> {
-        Ok(Self(Table::new(MAP, open_pinned(&maps_dir.join(MAP))?)))
+    pub(super) fn open(maps_dir: &Path, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        let table = Table::new(MAP, open_pinned(&maps_dir.join(MAP))?);
+        Ok(Self { table, made: map(ebpf, MADE)? })
+    }
+
+    /// How many connections have begun since the programs were loaded. Costs little, whatever the number of those that are kept.
+    ///
+    /// # Errors
+    ///
+    /// The map refuses to be read.
+    pub fn made(&self) -> Result<u64, KernelError> {
+        let made = self.made.get(&0, 0).map_err(|source| KernelError::map(MADE, source))?;
+        Ok(made.iter().sum())
     }
 
     /// All connections that are kept, in no order. One that comes or goes meanwhile is among them, or not.
@@ -43,7 +61,7 @@ impl ConnectionReader {
     /// The map refuses to be read.
     pub fn read(&mut self) -> Result<Vec<Tracked>, KernelError> {
         let known = |(key, state): (ConnectionKey, Connection)| Some(Tracked { ends: ends(&key)?, state });
-        Ok(self.0.read()?.into_iter().filter_map(known).collect())
+        Ok(self.table.read()?.into_iter().filter_map(known).collect())
     }
 
     /// Forgets a connection. It is no error if it isn't there.
@@ -52,7 +70,7 @@ impl ConnectionReader {
     ///
     /// The map refuses.
     pub fn remove(&mut self, ends: &Ends) -> Result<(), KernelError> {
-        self.0.remove(&key(ends))
+        self.table.remove(&key(ends))
     }
 
     /// Enters a connection; for tests and benchmarks.
@@ -61,7 +79,7 @@ impl ConnectionReader {
     ///
     /// The map refuses.
     pub fn insert(&mut self, connection: &Tracked) -> Result<(), KernelError> {
-        self.0.insert(key(&connection.ends), connection.state)
+        self.table.insert(key(&connection.ends), connection.state)
     }
 }
 

@@ -249,9 +249,10 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// The map cannot be opened a second time.
-    pub fn connections(&self) -> Result<ConnectionReader, KernelError> {
-        ConnectionReader::open(&self.maps_dir())
+    /// The map cannot be opened a second time; it has been taken before.
+    pub fn connections(&mut self) -> Result<ConnectionReader, KernelError> {
+        let maps_dir = self.maps_dir();
+        ConnectionReader::open(&maps_dir, &mut self.ebpf)
     }
 
     /// Makes the address an ordinary one. It is no error if it isn't a virtual IP.
