@@ -99,12 +99,11 @@ fn a_secret_that_others_may_read_is_bad_configuration() {
         let (status, out, err) = said(&baton(&arguments));
         assert_eq!((status, out.as_str()), (64, ""), "{arguments:?}: {err}");
         let token = token.display();
-        assert_eq!(
-            err,
-            format!(
-                "{token}: others than its owner may read or write the page's token, `token_file` in [telemetry] (mode 644): run `chmod 600 {token}`, and make a new one if somebody may have read it\n"
-            )
+        let wanted = format!(
+            "{token}: others than its owner may read or write the page's token, `token_file` in [telemetry] (mode 644): run `chmod 600 {token}`, and make a new one if somebody may have read it"
         );
+        // An agent also logs that nobody needs a token on a node that is alone.
+        assert!(err.lines().any(|line| line == wanted), "{arguments:?}: {err}");
     }
     assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 2, "nothing was made");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("set");
