@@ -93,6 +93,8 @@ setup-lint: setup
 
 setup-bench: setup-demo
 	$(call install_idle,keepalived,$(BENCH_PACKAGES),keepalived)
+	$(call install,smbclient)
+	$(call install_idle,samba,$(SMB_PACKAGES),smbd nmbd samba-ad-dc)
 
 build: setup
 	@echo "build: the agent and its kernel programs"
@@ -137,6 +139,7 @@ bench: setup-bench
 	target/release/baton-bench silent-port --runs 60 --json bench/out/silent-port.json
 	target/release/baton-bench node-failover --runs 12 --json bench/out/node-failover.json --html bench/out/node-failover.html
 	target/release/baton-bench file-client --runs 3 --json bench/out/file-client.json --html bench/out/file-client.html
+	target/release/baton-bench smb-sync --json bench/out/smb-sync.json
 	target/release/baton-bench steady --minutes $(STEADY_MINUTES) --json bench/out/steady.json
 	target/release/baton-bench port-failover --json bench/out/port-failover.json --html bench/out/port-failover.html
 

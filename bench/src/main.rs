@@ -18,6 +18,7 @@ mod runs;
 mod scale;
 mod silent_port;
 mod simulate;
+mod smb_sync;
 mod steady;
 mod system;
 mod witness;
@@ -35,6 +36,8 @@ enum Command {
     NodeFailover(node_failover::Arguments),
     /// How long an NFS client waits when its node fails or is drained: Baton, keepalived with scripts.
     FileClient(file_client::Arguments),
+    /// How fast an SMB client writes where what it is told is stable, and where it isn't.
+    SmbSync(smb_sync::Arguments),
     /// Takeovers without a cause, under stress: Baton in two profiles, keepalived beside it.
     Steady(steady::Arguments),
     /// What a client loses when a port turns silent with carrier; false verdicts under stress; what watching costs.
@@ -60,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Command::PortFailover(arguments) => port_failover::main(&arguments),
         Command::NodeFailover(arguments) => node_failover::main(&arguments),
         Command::FileClient(arguments) => file_client::main(&arguments),
+        Command::SmbSync(arguments) => smb_sync::main(&arguments),
         Command::Steady(arguments) => steady::main(&arguments),
         Command::SilentPort(arguments) => silent_port::main(&arguments),
         Command::Scale(arguments) => scale::main(&arguments),
