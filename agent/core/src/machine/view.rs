@@ -68,12 +68,10 @@ impl Machine {
         let server = &self.servers[index];
         let vips: Vec<_> = self.vips.iter().filter(|(_, v)| v.server == index).collect();
         let rate = vips.iter().map(|(_, v)| v.rate).sum::<f64>();
-        let here = || {
-            let owner = server.owner.map(|_| node.to_owned());
-            let state = self.server_state(server, &vips.iter().map(|(_, v)| *v).collect::<Vec<_>>());
-            (owner, state, server.owner.map_or(0, |o| o.epoch))
-        };
-        let (owner, state, epoch) = self.cluster_standing(&server.name).unwrap_or_else(here);
+        let here = || self.server_state(server, &vips.iter().map(|(_, v)| *v).collect::<Vec<_>>());
+        let alone = || (server.owner.map(|_| node.to_owned()), None, server.owner.map_or(0, |o| o.epoch));
+        let (owner, state, epoch) = self.cluster_standing(&server.name).unwrap_or_else(alone);
+        let state = state.unwrap_or_else(here);
         ServerView {
             name: server.name.clone(),
             owner,

@@ -283,6 +283,12 @@ fn a_restarted_agent_goes_on_where_it_was() {
     let world = World::start(definition(), true, true, Some(own(1)));
     assert_eq!((marks(&world), world.state().as_str()), (0, "serving"));
     assert_eq!(world.read, [Effect::Announce(PORT, vip())]);
+    let shown = world.machine.snapshot(world.now).virtual_servers.remove(0);
+    assert_eq!(
+        (shown.owner.as_deref(), shown.epoch),
+        (Some("a"), 1),
+        "it wrote nothing, and knows it all the same"
+    );
 
     // It was about to be served, or this node has another incarnation now. Clients of what runs on may be connected to it.
     let mut world = World::start(definition(), false, true, Some(own(1)));

@@ -92,24 +92,25 @@ impl Machine {
         self.servers.iter().filter(own).map(how).collect()
     }
 
-    /// Owner, state and epoch of a virtual server that is not served here; `None`: it is, or there is no cluster.
+    /// Owner, state and epoch of a virtual server, the state only where it isn't this node's to serve; `None`: there is no cluster.
     pub(in crate::machine) fn cluster_standing(
         &self,
         server: &str,
-    ) -> Option<(Option<String>, &'static str, u64)> {
+    ) -> Option<(Option<String>, Option<&'static str>, u64)> {
         let cluster = self.cluster.as_ref()?;
         if cluster.leaving.contains_key(server) {
             let is_stuck = |i| self.phase(i) == Some(Phase::Stuck);
             let stuck = self.servers.iter().position(|s| s.name == server).is_some_and(is_stuck);
             let state = if stuck { "failed" } else { "stopping" };
-            return Some((Some(cluster.me.clone()), state, cluster.standing(server).2));
+            return Some((Some(cluster.me.clone()), Some(state), cluster.standing(server).2));
         }
         let (owner, state, epoch) = cluster.standing(server);
-        match owner {
-            Some(owner) if owner == cluster.me && cluster.has_lease() => None,
-            Some(owner) if owner == cluster.me => Some((Some(owner), "failed", epoch)),
-            owner => Some((owner, state, epoch)),
-        }
+        let state = match &owner {
+            Some(owner) if *owner == cluster.me && cluster.has_lease() => None,
+            Some(owner) if *owner == cluster.me => Some("failed"),
+            Some(_) | None => Some(state),
+        };
+        Some((owner, state, epoch))
     }
 
     /// Why a virtual server that is not served isn't, where that has to do with fencing or storage.
