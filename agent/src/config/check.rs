@@ -205,7 +205,7 @@ fn warn_token(at: usize, listen: Option<Listen>, tls: bool, cluster: bool, f: &m
         Some(Listen::On(address)) if !tls && !address.ip().is_loopback() => f.warn(
             at,
             "actions on the web page are taken from this node itself only: elsewhere the token would cross the network unencrypted",
-            "add `tls_certificate` and `tls_key`; or use an SSH tunnel to this node, and `listen` may be 127.0.0.1",
+            "add `tls_certificate` and `tls_key`, or use an SSH tunnel to this node (`listen` may be 127.0.0.1 then)",
         ),
         Some(Listen::On(_)) | None => {}
     }
