@@ -24,7 +24,7 @@ layout!(RequestOffsets, 20);
 pub struct DeviceRequests {
     /// Requests that are done, well or not.
     pub completed: u64,
-    /// Those that have failed.
+    /// Those that have failed, except for what the device can't do at all.
     pub errors: u64,
 }
 layout!(DeviceRequests, 16);

@@ -12,6 +12,9 @@ use baton_common::{DeviceRequests, InFlight, RequestOffsets, device_number};
 
 use crate::maps::{DEVICES, IN_FLIGHT, REQUEST_OFFSETS};
 
+/// BLK_STS_NOTSUPP: what the device can't do at all, most often discards, is no failure of it.
+const UNSUPPORTED: u8 = 1;
+
 /// A driver gets a request.
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn request_issued(context: BtfTracePointContext) -> i32 {
@@ -38,7 +41,7 @@ pub fn request_completed(context: BtfTracePointContext) -> i32 {
     };
     // SAFETY: the entry belongs to this CPU, and this program is not run inside itself.
     let counters = unsafe { &mut *counters };
-    if error != 0 {
+    if error != 0 && error != UNSUPPORTED {
         counters.errors += 1;
     }
     // What is done in parts is done with the last one.

@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -200,6 +201,7 @@ fn a_unit_that_errs_or_hangs_is_told_and_so_is_its_return() {
     world.silent();
     let stats = world.stats();
     assert_eq!((stats.hangs, stats.state.as_ref()), (1, Some(&StorageState::Hung)));
+    assert_eq!(stats.number, None, "a file is no device");
     assert!(stats.errors >= 3 && stats.took.iter().sum::<u64>() > 3 && !stats.cached, "{stats:?}");
     served.set(ANSWERS);
     assert_eq!(world.next(), StorageState::Good);
@@ -288,7 +290,9 @@ fn a_loop_device_is_read_past_the_cache_and_missed_when_it_is_gone() {
     std::os::unix::fs::symlink(device.path(), &link).expect("a link");
     let world = World::new(&link);
     assert_eq!(world.next(), StorageState::Good);
-    assert!(!world.stats().cached);
+    let stats = world.stats();
+    assert!(!stats.cached);
+    assert_eq!(stats.number, std::fs::metadata(device.path()).ok().map(|found| found.rdev()));
     std::fs::remove_file(&link).expect("removed");
     assert_eq!(world.next(), StorageState::Missing);
     std::os::unix::fs::symlink(device.path(), &link).expect("a link");

@@ -452,7 +452,7 @@ pub const GROUPS: &[Group] = &[
                 "counter",
                 "requests",
                 UNIT,
-                "Those of them that have failed. Also what is asked again elsewhere, by multipath for example, counts.",
+                "Those of them that have failed, but for what a device can't do at all (discards, for example). Also what is asked again elsewhere, by multipath for example, counts.",
                 "increase(baton_storage_unit_errors_total[5m]) > 0",
             ),
             metric(

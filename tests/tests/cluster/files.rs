@@ -114,7 +114,7 @@ fn files_are_served_on_when_their_node_loses_its_power() -> Result<()> {
 
 #[test]
 fn files_are_served_on_when_they_are_moved_and_when_their_node_is_drained() -> Result<()> {
-    Watched::<Nfs>::start("files-move")?.is_moved_and_drained()
+    Watched::<Nfs>::start("files-move")?.moves_and_drains()
 }
 
 #[test]

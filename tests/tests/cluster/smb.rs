@@ -234,7 +234,7 @@ fn smb_files_are_there_when_their_node_loses_its_power() -> Result<()> {
 
 #[test]
 fn smb_files_are_there_when_they_are_moved_and_drained() -> Result<()> {
-    Watched::<Copier>::start("smb-move")?.is_moved_and_drained()
+    Watched::<Copier>::start("smb-move")?.moves_and_drains()
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl<C: Client> Watched<C> {
         self.finish()
     }
 
-    pub fn is_moved_and_drained(self) -> Result<()> {
+    pub fn moves_and_drains(self) -> Result<()> {
         for to in ["n2", "n1"] {
             let at = clock::now();
             self.files.move_to(to)?;
