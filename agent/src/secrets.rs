@@ -13,6 +13,8 @@ use crate::slow::probe_key;
 
 /// What group and others may do.
 const OTHERS: u32 = 0o077;
+/// A parameter of fence agents: where the private key is that they use with ssh.
+const IDENTITY: &str = "identity_file";
 
 /// A file with a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,12 +84,15 @@ pub fn of_fencing(fencing: &Fencing) -> Vec<Secret> {
     let mut all: Vec<Secret> = Vec::new();
     for agent in &fencing.agents {
         for (name, parameter) in &agent.parameters {
+            let (path, key) = match parameter {
+                Parameter::File(path) => (path.clone(), format!("{name}_file")),
+                // The agent is told where its key is, and reads it itself.
+                Parameter::Text(path) if name == IDENTITY => (path.into(), name.clone()),
+                Parameter::Text(_) => continue,
+            };
             // Nodes may share one.
-            if let Parameter::File(path) = parameter
-                && all.iter().all(|secret| secret.path != *path)
-            {
-                let what = format!("`{name}_file` in [[fence]] of {}", agent.node);
-                all.push(Secret { path: path.clone(), what });
+            if all.iter().all(|secret| secret.path != path) {
+                all.push(Secret { path, what: format!("`{key}` in [[fence]] of {}", agent.node) });
             }
         }
     }
