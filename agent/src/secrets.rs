@@ -15,6 +15,8 @@ use crate::slow::probe_key;
 const OTHERS: u32 = 0o077;
 /// The key of the web page's certificate, as it is told of.
 pub const PAGE_KEY: &str = "the page's private key, `tls_key` in [telemetry]";
+/// A parameter of fence agents: where the private key is that they use with ssh.
+const IDENTITY: &str = "identity_file";
 
 /// A file with a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,12 +89,15 @@ pub fn of_fencing(fencing: &Fencing) -> Vec<Secret> {
     let mut all: Vec<Secret> = Vec::new();
     for agent in &fencing.agents {
         for (name, parameter) in &agent.parameters {
+            let (path, key) = match parameter {
+                Parameter::File(path) => (path.clone(), format!("{name}_file")),
+                // The agent is told where its key is, and reads it itself.
+                Parameter::Text(path) if name == IDENTITY => (path.into(), name.clone()),
+                Parameter::Text(_) => continue,
+            };
             // Nodes may share one.
-            if let Parameter::File(path) = parameter
-                && all.iter().all(|secret| secret.path != *path)
-            {
-                let what = format!("`{name}_file` in [[fence]] of {}", agent.node);
-                all.push(Secret { path: path.clone(), what });
+            if all.iter().all(|secret| secret.path != path) {
+                all.push(Secret { path, what: format!("`{key}` in [[fence]] of {}", agent.node) });
             }
         }
     }
