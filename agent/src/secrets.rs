@@ -149,18 +149,6 @@ token_file = "FOLDER/token"
 tls_certificate = "FOLDER/page.pem"
 tls_key = "FOLDER/page.key"
 "#;
-    const ALONE: &str = r#"
-[node]
-name = "fs1"
-[[port]]
-interface = "eth0"
-segment = "office"
-[[segment]]
-name = "office"
-subnets = ["10.0.0.0/24"]
-[paths]
-state = "FOLDER"
-"#;
     const DEFINITIONS: &str = r#"
 [cluster]
 members = ["fs1", "fs2", "fs3"]
@@ -184,7 +172,8 @@ parameters = { ip = "10.1.0.2", password_file = "FOLDER/ipmi" }
         let at = |text: &str| text.replace("FOLDER", folder.path().to_str().unwrap());
         let (definitions, _) = Definitions::parse(&at(DEFINITIONS), "cluster.toml").unwrap();
         let member = named(&config::parse(&at(NODE), "baton.toml").unwrap());
-        let alone = named(&config::parse(&at(ALONE), "baton.toml").unwrap());
+        let alone = format!("{}[paths]\nstate = \"FOLDER\"\n", config::texts::NODE);
+        let alone = named(&config::parse(&at(&alone), "baton.toml").unwrap());
         let fencing = of_fencing(&definitions.fencing);
         let table = [
             (&member, "probe.key", 0o640, "the probe key, `key_file` in [cluster] (mode 640)"),
