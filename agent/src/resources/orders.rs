@@ -43,6 +43,9 @@ pub enum Haste {
     Hopeless,
 }
 
+/// By how much longer what is missing or errs is waited for than what hangs.
+const PATIENT: u32 = 10;
+
 #[derive(Clone, Copy, Default)]
 struct Newest {
     /// How many there were.
@@ -139,7 +142,8 @@ impl<'a> Patience<'a> {
         Patience { orders, seen, only, began, end: began + limit, hurried: None }
     }
 
-    /// The same, which lasts for so long at most when there is a hurry, whatever its own end.
+    /// The same, which lasts for so long at most when there is a hurry, whatever its own end: [`PATIENT`] times as long where nothing
+    /// hangs, for what can still be stopped in good order need not be fenced.
     pub fn hurried(self, limit: Duration) -> Patience<'a> {
         Patience { hurried: Some(limit), ..self }
     }
@@ -158,7 +162,13 @@ impl<'a> Patience<'a> {
     /// How long it still lasts.
     pub fn left(&self) -> Duration {
         let hurry = self.hurried.zip(self.orders.hurried());
-        let end = hurry.map_or(self.end, |(limit, (since, _))| self.end.min(self.began.max(since) + limit));
+        let end = hurry.map_or(self.end, |(limit, (since, haste))| {
+            let limit = match haste {
+                Haste::Hurry => limit * PATIENT,
+                Haste::Hopeless => limit,
+            };
+            self.end.min(self.began.max(since) + limit)
+        });
         end.saturating_duration_since(Instant::now())
     }
 
@@ -313,12 +323,14 @@ mod tests {
     fn what_hangs_is_waited_for_no_longer_than_it_takes_to_see_that() {
         let orders = Orders::new().expect("an eventfd");
         let patience = Patience::new(&orders, 0, None, LONG);
-        let hurried = patience.hurried(LONG);
+        let hurried = patience.hurried(LONG / 2);
         orders.hurry(Some(Haste::Hurry));
+        assert!(hurried.left() > LONG / 2, "it doesn't hang");
         assert!(hurried.unless_hopeless().left() > LONG / 2 && !hurried.is_hopeless());
         orders.hurry(Some(Haste::Hopeless));
         assert!(hurried.is_hopeless() && hurried.unless_hopeless().left() <= HOPELESS);
-        assert!(hurried.left() > LONG / 2, "a command may be done all the same");
+        let left = hurried.left();
+        assert!(left > LONG / 4 && left <= LONG / 2, "a command may be done all the same");
         assert!(!patience.is_hopeless() && patience.unless_hopeless().left() > LONG / 2);
     }
 
