@@ -24,7 +24,7 @@ use super::process::{self, Ended, Process};
 const GENTLY: Duration = Duration::from_millis(500);
 /// How long the kernel may take to end a process after SIGKILL. One that still lives waits for a device.
 const KILLED: Duration = Duration::from_secs(2);
-/// Each of the two at most, when there is a hurry.
+/// Each of the two at most, when there is a hurry and something hangs; longer when nothing does.
 const HURRIED: Duration = Duration::from_millis(300);
 /// Between two looks at processes that are to end.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));

@@ -27,7 +27,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ABANDONED: Duration = Duration::from_secs(5);
 /// A failure of a service counts for so long.
 const FAILURES_COUNT_FOR: Duration = Duration::from_secs(600);
-/// Each step of a stop takes so long at most when a storage unit is lost: what still hangs on it then is left to fencing.
+/// Each step of a stop takes so long at most when a storage unit hangs, and longer when it is missing or errs: the rest is left to
+/// fencing.
 const HURRIED: Duration = Duration::from_millis(300);
 /// How long arming the watchdog, and telling the other nodes of it, may take; and between two looks.
 const GUARDED: Duration = Duration::from_secs(20);
